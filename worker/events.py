@@ -1,0 +1,138 @@
+"""What the worker can say happened. Logs, progress, metrics and tests are listeners to this one vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import date
+
+    from worker.model import Load, Receipt, Run
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    run: Run
+    days: tuple[date, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    run: Run
+
+
+@dataclass(frozen=True, slots=True)
+class ExportWaiting:
+    """The next request waits for the quota, a Retry-After or a back-off."""
+
+    flow_id: str
+    day: date
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOpened:
+    load: Load
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExportProgressed:
+    """Bytes as they came over the wire, and lines decoded so far; sent a few times a second at most."""
+
+    load: Load
+    received_bytes: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExportEnded:
+    load: Load
+    received_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ExportFailed:
+    """One attempt failed and another follows after `retry_seconds`, or none does (None)."""
+
+    flow_id: str
+    day: date
+    code: str
+    message: str
+    retry_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class DayStaged:
+    load: Load
+    rows: int
+    output_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class DayCommitting:
+    load: Load
+
+
+@dataclass(frozen=True, slots=True)
+class RejectsCommitted:
+    load: Load
+    rejects: int
+
+
+@dataclass(frozen=True, slots=True)
+class RowsCommitted:
+    receipt: Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class DaySucceeded:
+    receipt: Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class DayFailed:
+    load: Load
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class DayRecovered:
+    """A load that was committing when its process ended: the target says that it landed."""
+
+    receipt: Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class DayLeftOut:
+    """A day that was asked for but has not begun where Mixpanel keeps the calendar."""
+
+    flow_id: str
+    day: date
+
+
+Event = (
+    RunStarted
+    | RunEnded
+    | ExportWaiting
+    | ExportOpened
+    | ExportProgressed
+    | ExportEnded
+    | ExportFailed
+    | DayStaged
+    | DayCommitting
+    | RejectsCommitted
+    | RowsCommitted
+    | DaySucceeded
+    | DayFailed
+    | DayRecovered
+    | DayLeftOut
+)
+Listener = Callable[[Event], None]
+"""Called from any thread; must not block and must not raise."""

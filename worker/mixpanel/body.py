@@ -1,0 +1,192 @@
+"""From the bytes of an export to blocks of whole lines, and the proof that the body is whole.
+
+Mixpanel sends neither a count nor a checksum, so the end is judged by the transport, the gzip trailer and the last line
+(broken 200s: `terminated early`, cut gzip, cut lines). Lines end at the byte `\\n` alone: U+2028 and its like are legal
+inside a JSON string.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from isal import isal_zlib
+
+from worker.errors import ExportBrokenError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from worker.mixpanel.spool import Spool
+
+GZIP_MAGIC = b"\x1f\x8b"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+INFLATE_BYTES = 1 << 20
+MAX_GZIP_RATIO = 250
+"""Events differ in id and time, so real exports stay far below; deflate itself can reach 1,030."""
+GZIP_RATIO_FROM_BYTES = 1 << 20
+MAX_UNPROVEN_BYTES = 1400
+"""Mixpanel compresses every body above this size, so a longer plain body without a proven end may be cut."""
+SENTINELS = (b"terminated early", b"export terminated early")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Whole lines. `unterminated`: the last line of the export has no `\\n`; it counts only if it is an event."""
+
+    data: bytes | memoryview
+    unterminated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OversizedLine:
+    """A line longer than the limit, of which only the start was kept."""
+
+    start: bytes
+    length: int
+    sha256: str
+
+
+def is_sentinel(line: bytes) -> bool:
+    """Whether a line that is no event says that the server gave up: the text of §1.6, quoted or not, or an error object."""
+    text = line.strip().strip(b'"').strip().lower()
+    return text in SENTINELS or text.startswith(b'{"error"')
+
+
+def read_blocks(spool: Spool, *, block_bytes: int, max_line_bytes: int) -> Iterator[Block | OversizedLine]:
+    """Yield the lines of the export in order, as blocks of about `block_bytes`.
+
+    Raises ExportBrokenError as soon as the body proves not to be whole.
+    """
+    pending: list[bytes] = []
+    pending_bytes = 0
+    oversized: _Oversized | None = None
+    first = True
+    for inflated in inflate(spool):
+        data = inflated
+        if first and data:
+            first = False
+            if data.startswith(BYTE_ORDER_MARK):
+                data = data[len(BYTE_ORDER_MARK) :]
+        if oversized is not None:
+            end = data.find(b"\n")
+            if end < 0:
+                oversized.add(data)
+                continue
+            oversized.add(data[:end])
+            yield oversized.line()
+            oversized = None
+            data = data[end + 1 :]
+        pending.append(data)
+        pending_bytes += len(data)
+        if pending_bytes < block_bytes:
+            continue
+        joined = pending[0] if len(pending) == 1 else b"".join(pending)
+        cut = joined.rfind(b"\n") + 1
+        rest = joined[cut:]
+        if cut:
+            yield Block(memoryview(joined)[:cut])
+        if len(rest) > max_line_bytes:
+            oversized = _Oversized(rest)
+            rest = b""
+        pending, pending_bytes = [rest], len(rest)
+    if oversized is not None:
+        raise ExportBrokenError("The export ends inside a line.", reason="truncated_line")
+    joined = b"".join(pending)
+    if joined:
+        yield Block(joined, unterminated=not joined.endswith(b"\n"))
+
+
+def inflate(spool: Spool) -> Iterator[bytes]:
+    """The plain bytes of a spooled body, whether it is gzip or not, in pieces of at most INFLATE_BYTES.
+
+    What the body is follows from its first bytes, not from its headers. Every gzip member must end with its trailer
+    (CRC and length are checked), nothing but zero bytes may follow the last. Raises ExportBrokenError.
+    """
+    chunks = spool.chunks()
+    head = b""
+    for chunk in chunks:
+        head += chunk
+        if len(head) >= len(GZIP_MAGIC):
+            break
+    if head.startswith(GZIP_MAGIC):
+        yield from _inflate_members(chain((head,), chunks))
+        return
+    yield head
+    yield from chunks
+    if not spool.proves_end and spool.size > MAX_UNPROVEN_BYTES:
+        raise ExportBrokenError(
+            f"The connection closed after {spool.size} plain bytes and nothing proves that this was all.",
+            reason="unproven_end",
+        )
+
+
+def _inflate_members(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    received = produced = 0
+    member: isal_zlib.Decompress | None = None
+    padding = False
+    start = b""
+    for chunk in chunks:
+        received += len(chunk)
+        data = start + chunk
+        start = b""
+        more = False
+        while data or more:
+            if member is None:
+                if padding or data.startswith(b"\0"):
+                    padding = True
+                    if data.strip(b"\0"):
+                        raise _trailing_text()
+                    break
+                if not GZIP_MAGIC.startswith(data[: len(GZIP_MAGIC)]):
+                    raise _trailing_text()
+                if len(data) < len(GZIP_MAGIC):
+                    start = data
+                    break
+                member = isal_zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+            try:
+                plain = member.decompress(data, INFLATE_BYTES)
+            except isal_zlib.IsalError as error:
+                raise ExportBrokenError(f"The gzip body is damaged ({error}).", reason="damaged_gzip") from error
+            produced += len(plain)
+            if produced > GZIP_RATIO_FROM_BYTES and produced > received * MAX_GZIP_RATIO:
+                raise ExportBrokenError(
+                    f"The gzip body grows to more than {MAX_GZIP_RATIO} times its size.", reason="gzip_bomb"
+                )
+            if plain:
+                yield plain
+            if member.eof:
+                data, member, more = member.unused_data, None, False
+            else:
+                # a full piece may leave output inside the decompressor although all input is taken
+                data, more = member.unconsumed_tail, len(plain) == INFLATE_BYTES
+    if member is not None or start:
+        raise ExportBrokenError("The gzip body ends before its trailer.", reason="cut_gzip")
+
+
+def _trailing_text() -> ExportBrokenError:
+    return ExportBrokenError("Text follows the end of the gzip body.", reason="trailing_text")
+
+
+class _Oversized:
+    """The length, hash and start of a line that is too long to keep."""
+
+    KEPT_BYTES = 1 << 16
+
+    def __init__(self, data: bytes) -> None:
+        self._start = b""
+        self._length = 0
+        self._hash = hashlib.sha256()
+        self.add(data)
+
+    def add(self, data: bytes) -> None:
+        if len(self._start) < self.KEPT_BYTES:
+            self._start = (self._start + data)[: self.KEPT_BYTES]
+        self._length += len(data)
+        self._hash.update(data)
+
+    def line(self) -> OversizedLine:
+        return OversizedLine(self._start, self._length, self._hash.hexdigest())

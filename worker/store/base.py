@@ -1,0 +1,211 @@
+"""The contract of a store, and its rules as pure functions: every store keeps the same ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, timedelta
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ulid import ULID
+
+from worker.errors import StoreError
+from worker.model import Load, LoadRecord, LoadState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import date, datetime
+    from types import TracebackType
+    from typing import Self
+
+    from worker.model import Receipt, Run
+
+HOUR = timedelta(hours=1)
+SECOND = timedelta(seconds=1)
+
+CLOCK_TOLERANCE = timedelta(minutes=1)
+"""How far apart the clock readings of callers that ask at the same time may be: a caller reads its clock, then queues
+for the database. Only a request recorded further ahead than this proves that the clock stepped back."""
+
+OPEN_STATES = (LoadState.STARTED, LoadState.COMMITTING)
+
+_NEXT_STATES: Mapping[LoadState, tuple[LoadState, ...]] = {
+    LoadState.STARTED: (LoadState.COMMITTING, LoadState.FAILED),
+    LoadState.COMMITTING: (LoadState.SUCCEEDED, LoadState.FAILED),
+    LoadState.SUCCEEDED: (),
+    LoadState.FAILED: (),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFlow:
+    """A flow as it was saved; `definition` is a JSON document without secrets."""
+
+    flow_id: str
+    name: str
+    definition: Mapping[str, Any]
+
+
+class Store(Protocol):
+    """What the worker remembers between runs.
+
+    Every method is one short transaction, safe to call from any thread, and durable when it returns. Several processes
+    may use one database. Every datetime given is aware; every datetime returned is in UTC, exact to the microsecond.
+    Texts are valid Unicode. A database that cannot be used raises `StoreError`.
+    """
+
+    def save_flow(self, flow_id: str, name: str, definition: Mapping[str, Any]) -> None:
+        """Create or replace a flow. The caller guarantees that `definition` holds no secret."""
+
+    def flow(self, flow_id: str) -> StoredFlow | None:
+        """The flow, or None."""
+
+    def flows(self) -> list[StoredFlow]:
+        """All flows, by name."""
+
+    def save_run(self, run: Run) -> None:
+        """Create or replace the record of a run."""
+
+    def run(self, run_id: str) -> Run | None:
+        """The run, or None."""
+
+    def runs(self, flow_name: str | None, limit: int) -> list[Run]:
+        """At most `limit` runs, newest start first; of one flow, or of all (None)."""
+
+    def begin_load(self, flow_id: str, day: date, run_id: str, now: datetime, after_generation: int) -> Load:
+        """Start the next attempt at a day: STARTED is durable before this returns.
+
+        The generation is one more than the newest of this day, here and in the target (`after_generation`, 0 if the
+        target has none); no two calls get the same one.
+        """
+
+    def save_load(
+        self,
+        load: Load,
+        state: LoadState,
+        *,
+        receipt: Receipt | None = None,
+        error_code: str | None = None,
+        error_message: str | None = None,
+    ) -> None:
+        """Move a load on: STARTED to COMMITTING or FAILED, COMMITTING to SUCCEEDED (with its receipt) or FAILED.
+
+        Saying the same state again changes nothing. Any other step, or a load that was not begun here, raises
+        `StoreError` and changes nothing.
+        """
+
+    def adopt(self, receipt: Receipt) -> None:
+        """Record a receipt found in the target as a succeeded load, whatever was known of it: the target is right.
+
+        Adopting it again changes nothing. An adopted load that was not begun here starts when its export ended.
+        """
+
+    def open_loads(self, flow_id: str) -> list[LoadRecord]:
+        """The loads that are STARTED or COMMITTING, oldest start first: on start, each is a question to the target."""
+
+    def newest_load(self, flow_id: str, day: date) -> LoadRecord | None:
+        """The load with the highest generation of a day, whatever its state, or None.
+
+        A foreign load adopted under a generation that is in use here goes before the one begun here.
+        """
+
+    def succeeded_receipts(self, flow_id: str) -> dict[date, Receipt]:
+        """The receipt of the newest succeeded load of each day that has one, in the order of the days."""
+
+    def reserve_request(self, project_id: str, now: datetime, per_hour: int, per_second: int) -> float:
+        """Record a request at `now` and return 0.0, or record none and return the seconds to wait before asking again.
+
+        No hour and no second (the end included, the start not) gets more requests than allowed, over all processes and
+        restarts. The wait is never longer than an hour, and asking again may give another one.
+
+        A clock that stepped back locks nobody out for longer than an hour (and a minute, for steps below a minute): a
+        request recorded more than a minute ahead of `now` counts as made now, and a hold reaches at most an hour ahead.
+        """
+
+    def hold_requests(self, project_id: str, until: datetime) -> None:
+        """No request of the project before `until` (Retry-After); a hold that is already longer stays.
+
+        What lies more than an hour ahead is cut to an hour when the next request asks.
+        """
+
+    def close(self) -> None:
+        """Let go of the database; the store is not used after that."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+
+def next_load(flow_id: str, day: date, run_id: str, now: datetime, *, newest_generation: int) -> Load:
+    """The attempt that follows the newest one, with a new batch id."""
+    assert now.utcoffset() is not None, "a time without a zone is not a moment"
+    return Load(
+        flow_id=flow_id,
+        day=day,
+        generation=newest_generation + 1,
+        batch_id=str(ULID.from_datetime(now)),
+        run_id=run_id,
+        started_at=now.astimezone(UTC),
+    )
+
+
+def changed_load(
+    known: LoadRecord | None,
+    load: Load,
+    state: LoadState,
+    *,
+    receipt: Receipt | None,
+    error_code: str | None,
+    error_message: str | None,
+) -> LoadRecord | None:
+    """What `save_load` has to write over the record it found, None if that is nothing; an illegal step raises."""
+    if known is None or known.load != load:
+        raise StoreError(f"The load {load.batch_id} of {load.day} is not in the state database.")
+    if state == known.state:
+        return None
+    if state not in _NEXT_STATES[known.state]:
+        raise StoreError(f"The load {load.batch_id} of {load.day} is {known.state}; it cannot become {state}.")
+    if (receipt is not None) != (state == LoadState.SUCCEEDED):
+        raise StoreError(f"The load {load.batch_id} of {load.day} needs a receipt if it succeeded, and only then.")
+    if receipt is not None and _key(receipt) != _key(load):
+        raise StoreError(f"The load {load.batch_id} of {load.day} was given the receipt of {receipt.batch_id}.")
+    if state != LoadState.FAILED and (error_code is not None or error_message is not None):
+        raise StoreError(f"The load {load.batch_id} of {load.day} has an error although it has not failed.")
+    return LoadRecord(load, state, receipt, error_code, error_message)
+
+
+def adopted_load(known: LoadRecord | None, receipt: Receipt) -> LoadRecord:
+    """The succeeded load that a receipt in the target proves."""
+    load = Load(
+        flow_id=receipt.flow_id,
+        day=receipt.day,
+        generation=receipt.generation,
+        batch_id=receipt.batch_id,
+        run_id=receipt.run_id,
+        started_at=known.load.started_at if known else receipt.exported_at,
+    )
+    return LoadRecord(load, LoadState.SUCCEEDED, receipt)
+
+
+def _key(item: Load | Receipt) -> tuple[str, date, int, str, str]:
+    return item.flow_id, item.day, item.generation, item.batch_id, item.run_id
+
+
+def seconds_to_wait(
+    asked_at: Sequence[datetime], held_until: datetime | None, now: datetime, *, per_hour: int, per_second: int
+) -> float:
+    """The ledger's rule: 0.0 if a request may be made at `now`. `asked_at` is ascending.
+
+    Requests a little ahead of `now` (other callers' clock readings) count in full, so that the limits hold for the
+    readings of all callers in whatever order they arrive.
+    """
+    assert per_hour >= 1, "no request would ever be allowed"
+    assert per_second >= 1, "no request would ever be allowed"
+    free_at = [held_until or now]
+    for window, limit in ((HOUR, per_hour), (SECOND, per_second)):
+        counted = [moment for moment in asked_at if moment > now - window]
+        if len(counted) >= limit:
+            free_at.append(counted[-limit] + window)
+    wait = min(max(free_at) - now, HOUR)
+    return max(wait.total_seconds(), 0.0)

@@ -1,0 +1,157 @@
+"""A store that lives as long as the process: for tests of everything that needs a store."""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from worker.model import LoadRecord, LoadState
+from worker.store.base import (
+    CLOCK_TOLERANCE,
+    HOUR,
+    OPEN_STATES,
+    StoredFlow,
+    adopted_load,
+    changed_load,
+    next_load,
+    seconds_to_wait,
+)
+from worker.store.documents import decode_definition, decode_run, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import date, datetime
+    from types import TracebackType
+    from typing import Self
+
+    from worker.model import Load, Receipt, Run
+
+
+class MemoryStore:
+    """The twin of `SqlStore` without a database; the contract is that of `Store`, but for durability.
+
+    Flows and runs are kept as the documents that a database would hold, so that what cannot be stored fails here too.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._flows: dict[str, tuple[str, str]] = {}
+        self._runs: dict[str, str] = {}
+        self._loads: dict[str, LoadRecord] = {}
+        self._requests: list[tuple[str, datetime]] = []
+        self._held_until: dict[str, datetime] = {}
+
+    def save_flow(self, flow_id: str, name: str, definition: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._flows[flow_id] = (name, encode(definition))
+
+    def flow(self, flow_id: str) -> StoredFlow | None:
+        return next((flow for flow in self.flows() if flow.flow_id == flow_id), None)
+
+    def flows(self) -> list[StoredFlow]:
+        with self._lock:
+            found = [StoredFlow(key, name, decode_definition(text)) for key, (name, text) in self._flows.items()]
+        return sorted(found, key=lambda flow: (flow.name, flow.flow_id))
+
+    def save_run(self, run: Run) -> None:
+        with self._lock:
+            self._runs[run.id] = encode(run)
+
+    def run(self, run_id: str) -> Run | None:
+        with self._lock:
+            text = self._runs.get(run_id)
+        return None if text is None else decode_run(text)
+
+    def runs(self, flow_name: str | None, limit: int) -> list[Run]:
+        with self._lock:
+            found = [decode_run(text) for text in self._runs.values()]
+        found = [run for run in found if flow_name in (None, run.flow_name)]
+        return sorted(found, key=lambda run: (run.started_at, run.id), reverse=True)[:limit]
+
+    def begin_load(self, flow_id: str, day: date, run_id: str, now: datetime, after_generation: int) -> Load:
+        with self._lock:
+            generations = [record.load.generation for record in self._loads_of(flow_id, day)]
+            load = next_load(flow_id, day, run_id, now, newest_generation=max([*generations, after_generation]))
+            self._loads[load.batch_id] = LoadRecord(load, LoadState.STARTED)
+            return load
+
+    def save_load(
+        self,
+        load: Load,
+        state: LoadState,
+        *,
+        receipt: Receipt | None = None,
+        error_code: str | None = None,
+        error_message: str | None = None,
+    ) -> None:
+        with self._lock:
+            known = self._loads.get(load.batch_id)
+            changed = changed_load(
+                known, load, state, receipt=receipt, error_code=error_code, error_message=error_message
+            )
+            if changed is not None:
+                self._loads[load.batch_id] = changed
+
+    def adopt(self, receipt: Receipt) -> None:
+        with self._lock:
+            self._loads[receipt.batch_id] = adopted_load(self._loads.get(receipt.batch_id), receipt)
+
+    def open_loads(self, flow_id: str) -> list[LoadRecord]:
+        with self._lock:
+            found = [item for item in self._loads.values() if item.load.flow_id == flow_id]
+        found = [item for item in found if item.state in OPEN_STATES]
+        return sorted(found, key=lambda item: (item.load.started_at, item.load.generation, item.load.day))
+
+    def newest_load(self, flow_id: str, day: date) -> LoadRecord | None:
+        with self._lock:
+            found = self._loads_of(flow_id, day)
+        return max(found, key=_age, default=None)
+
+    def succeeded_receipts(self, flow_id: str) -> dict[date, Receipt]:
+        with self._lock:
+            receipts = [item.receipt for item in self._loads.values() if item.load.flow_id == flow_id and item.receipt]
+        receipts.sort(key=lambda item: (item.day, item.generation, item.batch_id))
+        return {receipt.day: receipt for receipt in receipts}
+
+    def reserve_request(self, project_id: str, now: datetime, per_hour: int, per_second: int) -> float:
+        with self._lock:
+            self._requests = [
+                (project, now if project == project_id and moment > now + CLOCK_TOLERANCE else moment)
+                for project, moment in self._requests
+            ]
+            if project_id in self._held_until:
+                self._held_until[project_id] = min(self._held_until[project_id], now + HOUR)
+            wait_seconds = seconds_to_wait(
+                sorted(moment for project, moment in self._requests if project == project_id),
+                self._held_until.get(project_id),
+                now,
+                per_hour=per_hour,
+                per_second=per_second,
+            )
+            if wait_seconds == 0:
+                too_old = now - HOUR - CLOCK_TOLERANCE
+                self._requests = [request for request in self._requests if request[1] > too_old]
+                self._requests.append((project_id, now))
+            return wait_seconds
+
+    def hold_requests(self, project_id: str, until: datetime) -> None:
+        with self._lock:
+            self._held_until[project_id] = max(self._held_until.get(project_id, until), until)
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _loads_of(self, flow_id: str, day: date) -> list[LoadRecord]:
+        return [item for item in self._loads.values() if (item.load.flow_id, item.load.day) == (flow_id, day)]
+
+
+def _age(record: LoadRecord) -> tuple[int, bool, str]:
+    return record.load.generation, record.receipt is not None, record.load.batch_id
