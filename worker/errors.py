@@ -151,6 +151,5 @@ class InterruptedRunError(WorkerError):
 
     code = "WORKER-1001-499"
 
-    def __init__(self, signal_number: int) -> None:
+    def __init__(self) -> None:
         super().__init__("Interrupted: days that were committed stay, all others are as they were.")
-        self.signal_number = signal_number

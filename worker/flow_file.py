@@ -21,7 +21,7 @@ import yaml
 from yaml.reader import ReaderError
 
 from worker.errors import ConfigurationError
-from worker.mixpanel.calendar import nearest_timezone, parse_timezone
+from worker.mixpanel.calendar import parse_timezone
 from worker.model import Credentials, Options, Schedule, Secret, Source, Target, flow_id_of
 from worker.settings import HTTPS_PORT, split_authority
 
@@ -47,6 +47,7 @@ _MAX_FILE_BYTES = 1024 * 1024
 _MAX_DEPTH = 64
 _MAX_SHOWN_CHARACTERS = 80
 _MAX_NAME_CHARACTERS = 200
+_DEFAULT_LOOKBACK_DAYS = 5
 _MAX_LOOKBACK_DAYS = 60
 _MIN_INTERVAL_MINUTES = 15
 _MAX_INTERVAL = 525_600
@@ -159,8 +160,7 @@ def check_export_host(url: str, export_hosts: Collection[str], *, allow_loopback
     if host in _MIXPANEL_HOSTS:
         raise ConfigurationError(f"{host} is asked on port {HTTPS_PORT} only")
     raise ConfigurationError(
-        f"{authority} is not a host of Mixpanel ({', '.join(sorted(_MIXPANEL_HOSTS))}); "
-        f"if it is yours, name it in WORKER_EXPORT_HOSTS"
+        f"{authority} is not a host of Mixpanel ({', '.join(_MIXPANEL_HOSTS)}) nor named in WORKER_EXPORT_HOSTS"
     )
 
 
@@ -196,7 +196,9 @@ def _parse(path: Path) -> dict[str, Any]:
         if path.suffix == ".json":
             raise ConfigurationError(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}.") from None
         document = _parse_yaml(path, text)
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise ConfigurationError(f"{path}: nested more than {_MAX_DEPTH} deep.") from None
+    except ValueError as error:
         raise ConfigurationError(f"{path}: {error}.") from None
     if not isinstance(document, dict):
         raise ConfigurationError(f"{path} has no keys; a flow file has {', '.join(_DOCUMENT_KEYS)}.")
@@ -218,12 +220,6 @@ def _parse_json(text: str) -> Any:  # noqa: ANN401  # a document can be anything
     return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
 
 
-class _YamlError(Exception):
-    def __init__(self, mark: yaml.Mark | None, problem: str) -> None:
-        super().__init__(problem)
-        self.mark = mark
-
-
 def _parse_yaml(path: Path, text: str) -> Any:  # noqa: ANN401  # a document can be anything until it is checked
     """YAML without what surprises: no aliases (they multiply), no tags, no key twice, and only JSON's plain types.
 
@@ -231,47 +227,49 @@ def _parse_yaml(path: Path, text: str) -> Any:  # noqa: ANN401  # a document can
     """
     events = yaml.parse(text, Loader=yaml.SafeLoader)
     try:
-        next(events)
-        first = next(events)
-        if isinstance(first, yaml.StreamEndEvent):
-            return None
-        document = _yaml_value(next(events), events, depth=1)
-        next(events)
-        after = next(events)
-        if not isinstance(after, yaml.StreamEndEvent):
-            raise _YamlError(after.start_mark, "a second document begins")
-    except _YamlError as error:
-        mark, problem = error.mark, str(error)
+        return _yaml_document(events)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        # A problem quotes what it stumbled over, which may be a piece of a password; `<…>` is the name of a token.
-        problem = re.sub(r"'(?!<)[^']{2,}'", "'…'", error.problem or "not YAML")
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        # Of what it stumbled over PyYAML quotes one character, or a whole tag, which may be a piece of a password.
+        problem = re.sub(r"'![^']*'", "'!…'", error.problem or "not YAML")
+        raise ConfigurationError(f"{path}{place}: {problem}.") from None
     except ReaderError as error:
-        raise ConfigurationError(
-            f"{path}, line {text.count(chr(10), 0, error.position) + 1}: a control character."
-        ) from None
-    else:
-        return document
-    place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-    raise ConfigurationError(f"{path}{place}: {problem}.")
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigurationError(f"{path}, line {line}: a control character.") from None
+
+
+def _yaml_document(events: Iterator[yaml.Event]) -> Any:  # noqa: ANN401  # as above
+    next(events)
+    if isinstance(next(events), yaml.StreamEndEvent):
+        return None
+    document = _yaml_value(next(events), events, depth=1)
+    next(events)
+    after = next(events)
+    if not isinstance(after, yaml.StreamEndEvent):
+        raise _yaml_error(after, "a second document begins")
+    return document
+
+
+def _yaml_error(event: yaml.Event, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=cast("yaml.Mark", event.start_mark))
 
 
 def _yaml_value(event: yaml.Event, events: Iterator[yaml.Event], depth: int) -> Any:  # noqa: ANN401  # as above
-    mark = event.start_mark
     if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-        raise _YamlError(mark, "anchors and aliases are not taken; a text that begins with & or * needs quotes")
+        raise _yaml_error(event, "anchors and aliases are not taken; a text that begins with & or * needs quotes")
     if getattr(event, "tag", None):
-        raise _YamlError(mark, "tags are not taken; a text that begins with ! needs quotes")
+        raise _yaml_error(event, "tags are not taken; a text that begins with ! needs quotes")
     if depth > _MAX_DEPTH:
-        raise _YamlError(mark, f"nested more than {_MAX_DEPTH} deep")
+        raise _yaml_error(event, f"nested more than {_MAX_DEPTH} deep")
     if isinstance(event, yaml.MappingStartEvent):
         found: dict[str, Any] = {}
         while not isinstance(key_event := next(events), yaml.MappingEndEvent):
-            key = _yaml_value(key_event, events, depth + 1)
+            _yaml_value(key_event, events, depth + 1)
             if not isinstance(key_event, yaml.ScalarEvent):
-                raise _YamlError(key_event.start_mark, "a key is a text; a text that begins with { or [ needs quotes")
+                raise _yaml_error(key_event, "a key is a text; a text that begins with { or [ needs quotes")
             if key_event.value in found:
-                raise _YamlError(key_event.start_mark, "this key is given twice")
+                raise _yaml_error(key_event, "this key is given twice")
             found[key_event.value] = _yaml_value(next(events), events, depth + 1)
         return found
     if isinstance(event, yaml.SequenceStartEvent):
@@ -450,7 +448,7 @@ class _Section:
     def text(self, key: str, *, may_be_empty: bool = False) -> str | None:
         value = self.value(key)
         if value is None or (isinstance(value, str) and (value or may_be_empty)):
-            return cast("str | None", value)
+            return value
         self.problem(key, "must not be empty" if value == "" else "must be a text; put it in quotes")
         return None
 
@@ -470,16 +468,17 @@ class _Section:
         if value is None:
             return ()
         items = [item.strip() for item in value.split(",")] if isinstance(value, str) else value
+        if isinstance(items, list) and _UNUSABLE in items:
+            return ()
         if not isinstance(items, list) or not items or not all(isinstance(item, str) and item for item in items):
-            if not isinstance(items, list) or _UNUSABLE not in items:
-                self.problem(key, "must be a list of texts, or one text with commas; leave it out for all")
+            self.problem(key, "must be a list of one or more texts, or one text with commas between")
             return ()
         return tuple(dict.fromkeys(items))
 
     def choice(self, key: str, choices: Collection[str]) -> str | None:
         value = self.value(key)
         if value is None or (isinstance(value, str) and value in choices):
-            return cast("str | None", value)
+            return value
         nearest = _nearest(value, choices) if isinstance(value, str) else None
         advice = f"did you mean {nearest}?" if nearest and len(choices) > 1 else f"it takes {' or '.join(choices)}"
         self.problem(key, f"{self.show(key)} is not taken; {advice}")
@@ -564,7 +563,7 @@ def _read_source(root: _Section, settings: Settings, *, allow_loopback: bool) ->
         time_basis=cast("TimeBasis", time_basis),
         events=events,
         where=where,
-        lookback_days=5 if lookback_days is None else lookback_days,
+        lookback_days=_DEFAULT_LOOKBACK_DAYS if lookback_days is None else lookback_days,
         deduplicate=cast("Deduplication", deduplicate),
     )
 
@@ -600,14 +599,8 @@ def _read_timezone(params: _Section) -> ZoneInfo | None:
         return None
     try:
         return parse_timezone(name)
-    except ConfigurationError:
-        nearest = nearest_timezone(name)
-        hint = (
-            f"did you mean {nearest!r}?"
-            if nearest
-            else "take a name such as 'Pacific Standard Time' or 'Europe/Berlin'"
-        )
-        params.problem("timezone", f"{params.show('timezone')} is not a time zone; {hint}")
+    except ConfigurationError as error:
+        params.problem("timezone", error.message.replace(repr(name), params.show("timezone")))
         return None
 
 
@@ -634,21 +627,20 @@ def _read_mapping_set(root: _Section, flow_path: Path) -> dict[str, Any] | Path 
     name = root.text("mappingSet")
     if name is None:
         return None
-    for place in (places := _mapping_places(name, flow_path)):
+    places = []
+    for folder in (flow_path.parent.absolute(), Path.cwd()):
+        place = folder / name
         try:
+            if place.is_dir():
+                place /= "mapping.json"
             if place.is_file():
                 return place
-        except (OSError, ValueError):
-            continue  # a name that no file can have is a file that is not there
-    root.problem("mappingSet", f"there is no file {' and none '.join(map(str, places))}")
+        except OSError as error:
+            root.problem("mappingSet", f"{place} cannot be read: {error.strerror}")
+            return None
+        places.append(str(place))
+    root.problem("mappingSet", f"there is no file {' and none '.join(dict.fromkeys(places))}")
     return None
-
-
-def _mapping_places(name: str, flow_path: Path) -> tuple[Path, ...]:
-    """Where the mapping set may be, in the order of looking: the flow file's folder, then the working folder."""
-    folders = (flow_path.parent.absolute(), Path.cwd())
-    candidates = (folder / name for folder in folders)
-    return tuple(dict.fromkeys(place / "mapping.json" if place.is_dir() else place for place in candidates))
 
 
 def _read_flow(root: _Section) -> tuple[str, str, Schedule | None, Options]:
@@ -666,7 +658,7 @@ def _read_flow(root: _Section) -> tuple[str, str, Schedule | None, Options]:
         ),
         required=("name",),
     )
-    _check_labels(flow, "flowSpec")
+    flow.section("flowSpec", _SPEC_KEYS)
     flow.texts("sourceConnectionIds")
     flow.texts("targetConnectionIds")
     flow.sections("transformations", ("name", "params"))
@@ -675,8 +667,10 @@ def _read_flow(root: _Section) -> tuple[str, str, Schedule | None, Options]:
         flow.problem("name", f"takes up to {_MAX_NAME_CHARACTERS} printable characters, without spaces around them")
     options = flow.section("options", ("partialIngestionPercent", "errorDiagnosticsEnabled"))
     percent = options.number("partialIngestionPercent")
-    if percent is not None and not 0 < percent <= 100:  # noqa: PLR2004
-        options.problem("partialIngestionPercent", f"{percent} is not above 0 and up to 100")
+    if percent is not None and not 0 < percent <= 100:
+        options.problem(
+            "partialIngestionPercent", f"{options.show('partialIngestionPercent')} is not above 0 and up to 100"
+        )
     diagnostics = options.boolean("errorDiagnosticsEnabled")
     return (
         name,

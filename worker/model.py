@@ -117,6 +117,19 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
+class Flow:
+    """A source, a target and how often; the mapping set is compiled apart from it."""
+
+    id: str
+    name: str
+    source: Source
+    target: Target
+    options: Options
+    schedule: Schedule | None = None
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Tally:
     """The counts of a load or a run: input = output + failed + skipped + deduplicated, checked on construction.
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
 
 EARLIEST_DAY: Final = date(1970, 1, 2)
-"""Event times are seconds since 1970, and there is no zone in which this day begins before them."""
+"""The first day that begins after 1970-01-01T00:00Z everywhere: event times are seconds since then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ def days_due(
 
     With `first` and `last`, the days between, both inclusive. Without `last`, up to today. Without `first`, from the
     day after `complete_until` or from `lookback_days` before today, whichever is earlier: late events still arrive for
-    days that are over. A flow without a complete day starts with the lookback. Days after today have not begun and
+    days that are over. A flow that never ran starts with the lookback. Days after today have not begun and
     cannot be exported; they are left out and told apart.
 
     Raises ConfigurationError where the first day is after the last one.
@@ -69,16 +69,19 @@ def is_complete(day: date, exported_at: datetime, zone: ZoneInfo) -> bool:
 
 
 def complete_until(receipts: Mapping[date, datetime], zone: ZoneInfo) -> date | None:
-    """The newest day such that it and every day back to the oldest known one is complete; None if there is none.
+    """The newest day such that it and every day back to the oldest known one is complete. None without receipts.
 
     `receipts` says when the committed export of each day was begun. A gap is never skipped: the run that closes it
-    covers everything after it again.
+    covers everything after it again. Where the oldest day itself is not complete, this is the day before it, so that
+    a flow whose only day was exported while it lasted goes on there, and not at a later day.
     """
-    newest = None
-    if receipts:
-        for day in existing_days(min(receipts), max(receipts), zone):
-            exported_at = receipts.get(day)
-            if exported_at is None or not is_complete(day, exported_at, zone):
-                break
-            newest = day
+    if not receipts:
+        return None
+    oldest = min(receipts)
+    newest = oldest - timedelta(days=1)
+    for day in existing_days(oldest, max(receipts), zone):
+        exported_at = receipts.get(day)
+        if exported_at is None or not is_complete(day, exported_at, zone):
+            break
+        newest = day
     return newest

@@ -96,7 +96,8 @@ def _unusual_int64(texts: pa.StringArray) -> Column:
     negative = pc.equal(sign, "-").to_numpy(zero_copy_only=False)
     in_range = magnitudes <= np.uint64(2**63 - 1) + negative.astype(np.uint64)
     values = np.where(negative, np.negative(magnitudes), magnitudes).view(np.int64)
-    return pa.array(values, mask=~(in_range & fits.to_numpy(zero_copy_only=False)))
+    numbers: Column = pa.array(values, mask=~(in_range & fits.to_numpy(zero_copy_only=False)))
+    return numbers
 
 
 def _narrow_integers(data_type: pa.DataType) -> Callable[[pa.StringArray], Column]:

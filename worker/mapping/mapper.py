@@ -111,7 +111,7 @@ class Mapper:
         assert len(texts) == len(self.paths), f"{len(texts)} arrays of texts for {len(self.paths)} paths"
         rows = len(texts[0])
         leafs: list[Column] = []
-        misfits: dict[int, NDArray[np.int64]] = {}
+        misfits: dict[int, NDArray[np.bool_]] = {}
         sources: dict[int, pa.StringArray] = {}
         for position, column in enumerate(self._columns):
             if column.constant is not None:
@@ -122,18 +122,19 @@ class Mapper:
             leafs.append(leaf)
             if leaf.null_count > source.null_count:
                 sources[position] = source
-                misfits[position] = np.flatnonzero(_is_null(leaf) & ~_is_null(source))
+                misfits[position] = _is_null(leaf) & ~_is_null(source)
         rejected, reasons = self._rejects(rows, leafs, misfits)
         warnings = []
-        for position, found in misfits.items():
-            kept = np.setdiff1d(found, rejected, assume_unique=True)
+        for position, misfit in misfits.items():
+            misfit[rejected] = False
+            kept = np.flatnonzero(misfit)
             if len(kept):
                 warnings.append(_warning(self._columns[position], len(kept), sources[position][int(kept[0])].as_py()))
         batch = pa.RecordBatch.from_arrays(_arrays(self._tree, leafs, self.schema), schema=self.schema)
         return Mapped(batch, tuple(warnings), rejected, reasons)
 
     def _rejects(
-        self, rows: int, leafs: Sequence[Column], misfits: dict[int, NDArray[np.int64]]
+        self, rows: int, leafs: Sequence[Column], misfits: dict[int, NDArray[np.bool_]]
     ) -> tuple[NDArray[np.int64], list[str]]:
         """Rows without a required field, and for each row the first such field."""
         masks: list[NDArray[np.bool_]] = []
@@ -145,8 +146,7 @@ class Mapper:
             missing = _is_null(leafs[position])
             if scope:
                 missing = missing & self._is_present(scope, rows, leafs)
-            misfit = np.zeros(rows, dtype=np.bool_)
-            misfit[misfits.get(position, ())] = True
+            misfit = misfits.get(position, np.zeros(rows, dtype=np.bool_))
             masks += [missing & misfit, missing & ~misfit]
             texts += [
                 f"The value of the required field {column} does not fit the type {column.data_type}.",
@@ -179,10 +179,10 @@ def compile_mapper(mapping_set: MappingSet, schema: XdmSchema | None) -> Mapper:
             "the mapping set has only constants.", advice="Map at least one property of the events (ATTRIBUTE)."
         )
     positions = {path: position for position, path in enumerate(paths)}
+    data_types = [_type_of(mapping, schema) for mapping in mapping_set.mappings]
     required = schema.requirements([mapping.destination for mapping in mapping_set.mappings]) if schema else {}
     columns = []
-    for mapping in mapping_set.mappings:
-        data_type = _type_of(mapping, schema)
+    for mapping, data_type in zip(mapping_set.mappings, data_types, strict=True):
         convert = conversion_to(data_type)
         columns.append(
             _Column(

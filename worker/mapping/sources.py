@@ -35,7 +35,7 @@ _BARE = re.compile(r"(?:[^\W\d]|\$)(?:[\w$]|\\\.)*")
 _WRAPPED = re.compile(r"\$\{((?:[^\\{}]|\\.)+)\}")
 _NAME_IN_WRAP = re.compile(r"(?:[^\\.]|\\.)+")
 _ELEMENT = re.compile(r"\[[^\]]*\]")
-_EXPRESSION = re.compile(r"[()+\-*/%&|^=<>!?:~,\"'\[\]{};]")
+_EXPRESSION = re.compile(r"[()+\-*/%&|^=<>!?:~,\"']")
 
 
 def resolve(source: str) -> tuple[SourcePath, ...]:

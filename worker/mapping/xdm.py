@@ -142,7 +142,10 @@ class XdmSchema:
     def _expand(self, raw: Any, references: tuple[str, ...] = ()) -> list[dict[str, Any]]:  # noqa: ANN401 - foreign JSON
         """The schema object itself and everything that its `allOf` and `$ref` add to it."""
         if not isinstance(raw, dict):
-            raise ConfigurationError(f"the XDM schema has {raw!r:.100} where a schema object is expected.")
+            raise ConfigurationError(f"the XDM schema has {repr(raw)[:100]} where a schema object is expected.")
+        for key, kind in (("properties", dict), ("required", list), ("allOf", list)):
+            if not isinstance(raw.get(key, kind()), kind):
+                raise ConfigurationError(f"the XDM schema has a `{key}` that is {repr(raw[key])[:100]}.")
         parts = [raw]
         for part in raw.get("allOf", ()):
             parts += self._expand(part, references)

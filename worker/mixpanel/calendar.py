@@ -48,19 +48,21 @@ def parse_timezone(name: str) -> ZoneInfo:
     """
     known = _zone_keys().get(name.strip().lower())
     if known is None:
-        nearest = nearest_timezone(name)
-        hint = f"did you mean {nearest!r}?" if nearest else "examples: 'Pacific Standard Time', 'America/Los_Angeles'"
+        nearest = _nearest(name)
+        hint = (
+            f"did you mean {nearest!r}?" if nearest else "take a name like 'Pacific Standard Time' or 'Europe/Berlin'"
+        )
         raise ConfigurationError(f"{name!r} is not a time zone; {hint}")
     return ZoneInfo(known[1])
 
 
-def nearest_timezone(name: str) -> str | None:
+def _nearest(name: str) -> str | None:
     """The time zone that someone who wrote `name` most likely meant, or None where a guess would mislead."""
-    wanted = _words(name)
     # PST is one letter from EST, and GMT+1 from GMT+0: near in spelling, hours apart.
     if len(name.strip()) < _SHORTEST_NAME_TO_GUESS or any(sign in name for sign in "+0123456789"):
         return None
     names = _zone_keys()
+    wanted = _words(name)
     having_all_words = [known for known, _ in names.values() if wanted <= _words(known)]
     if having_all_words:
         return min(having_all_words, key=lambda known: (len(known), known))

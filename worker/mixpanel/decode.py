@@ -268,6 +268,20 @@ class Decoder:
             last_line_rejected=bool(rejects) and rejects[-1].row == last,
         )
 
+    def rejects(
+        self, block: Block | OversizedLine, decoded: Decoded, at: NDArray[np.int64], code: str, reasons: Sequence[str]
+    ) -> list[LineReject]:
+        """Rejects, with their raw lines, for events of `decoded` that a later step refuses; `at` are their positions."""
+        assert not isinstance(block, OversizedLine)
+        data = np.frombuffer(block.data, dtype=np.uint8)
+        ends = np.append(np.flatnonzero(data == NEWLINE), len(data))
+        rows = decoded.rows[at]
+        starts = np.where(rows > 0, ends[rows - 1] + 1, 0)
+        return [
+            LineReject(int(row), code, reason, data[start : ends[row]][: self._max_raw_bytes].tobytes())
+            for row, start, reason in zip(rows, starts, reasons, strict=True)
+        ]
+
     def _hash_again(self, texts: list[pa.StringArray], rows: NDArray[np.int64]) -> NDArray[np.uint64]:
         at = pa.array(rows)
         self._connection.register("again", pa.table({f"c{i}": text.take(at) for i, text in enumerate(texts)}))

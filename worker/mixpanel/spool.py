@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from worker.errors import ResourceError, WorkerError
+from worker.errors import ResourceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 READ_BYTES = 1 << 18
+
+
+class ExportAbandonedError(Exception):
+    """The export was left before its end, because the run was cancelled."""
 
 
 class Spool:
@@ -29,7 +33,7 @@ class Spool:
         self.size = 0
         self.proves_end = False
         self._finished = False
-        self._error: BaseException | None = None
+        self._error: Exception | None = None
         self._changed = threading.Condition()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("wb", buffering=0)
@@ -41,7 +45,7 @@ class Spool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if not self._finished:
-            self.fail(error or RuntimeError("the export was left before its end"))
+            self.fail(ExportAbandonedError())
         self._file.close()
         self.path.unlink(missing_ok=True)
 
@@ -66,7 +70,7 @@ class Spool:
             self._finished = True
             self._changed.notify_all()
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: Exception) -> None:
         """The body will not become whole: the reader gets `error`."""
         with self._changed:
             self._error = error
@@ -82,9 +86,7 @@ class Spool:
                     while not self._finished and position >= self.size:
                         self._changed.wait()
                     if self._error is not None:
-                        if isinstance(self._error, WorkerError):
-                            raise self._error
-                        raise InterruptedError("the export was left before its end") from self._error
+                        raise self._error
                     if position >= self.size:
                         return
                 data = file.read(READ_BYTES)

@@ -30,7 +30,10 @@ class Table:
 
 
 class Stage(Protocol):
-    """The rows of one load while nobody sees them. `write` any number of times, `seal` once, then `commit` or `abandon`."""
+    """The rows of one load while nobody sees them: `write` at will, `seal` once, then `commit` or `abandon`.
+
+    Every method but `abandon` raises ResourceError when the disk is full.
+    """
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Add rows. Columns and types are those of the table's schema, in its order, without `mp_date`."""

@@ -26,6 +26,22 @@ def time_text(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="microseconds")
 
 
+def decode_time(text: str) -> datetime:
+    """The moment that `time_text` wrote."""
+    try:
+        return datetime.fromisoformat(text)
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"A time in the state database is not one: {error}.") from error
+
+
+def decode_day(text: str) -> date:
+    """The date that was written in ISO 8601."""
+    try:
+        return date.fromisoformat(text)
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"A day in the state database is not one: {error}.") from error
+
+
 def encode(value: object) -> str:
     """JSON text of a JSON value, or of a value of the model."""
     return orjson.dumps(value, default=_encode_other, option=orjson.OPT_PASSTHROUGH_DATETIME).decode()
@@ -43,11 +59,11 @@ def decode_run(text: str) -> Run:
         Run,
         _parse(text),
         state=RunState,
-        started_at=datetime.fromisoformat,
-        first_day=date.fromisoformat,
-        last_day=date.fromisoformat,
-        window_start=datetime.fromisoformat,
-        window_end=datetime.fromisoformat,
+        started_at=decode_time,
+        first_day=decode_day,
+        last_day=decode_day,
+        window_start=decode_time,
+        window_end=decode_time,
         completed_at=_optional_time,
         updated_at=_optional_time,
         tally=_tally,
@@ -61,9 +77,9 @@ def decode_receipt(text: str) -> Receipt:
     return _build(
         Receipt,
         _parse(text),
-        day=date.fromisoformat,
-        exported_at=datetime.fromisoformat,
-        committed_at=datetime.fromisoformat,
+        day=decode_day,
+        exported_at=decode_time,
+        committed_at=decode_time,
         tally=_tally,
     )
 
@@ -98,7 +114,7 @@ def _unchanged(value: object) -> object:
 
 
 def _optional_time(text: str | None) -> datetime | None:
-    return None if text is None else datetime.fromisoformat(text)
+    return None if text is None else decode_time(text)
 
 
 def _tally(document: dict[str, Any]) -> Tally:

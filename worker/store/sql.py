@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import contextmanager
-from datetime import date, datetime
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -45,10 +44,19 @@ from worker.store.base import (
     next_load,
     seconds_to_wait,
 )
-from worker.store.documents import decode_definition, decode_receipt, decode_run, encode, time_text
+from worker.store.documents import (
+    decode_day,
+    decode_definition,
+    decode_receipt,
+    decode_run,
+    decode_time,
+    encode,
+    time_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from datetime import date, datetime
     from types import TracebackType
     from typing import Self
 
@@ -130,10 +138,6 @@ _REQUESTS = table("requests", column("project_id", String), column("asked_at", S
 _HOLDS = table("request_holds", column("project_id", String), column("held_until", String))
 
 _BUSY_TIMEOUT_SECONDS = 30
-
-_REBUILD_ADVICE = (
-    "Stop the worker, move the file aside and keep it, then start again: the state is rebuilt from the target."
-)
 
 # A file that SQLite creates gets the mode of the umask, so it is made beforehand. The lock keeps the handle that makes
 # it apart from a store that another thread opens: closing any handle of a file drops all locks of the process on it.
@@ -319,8 +323,8 @@ class SqlStore:
             ).all()
             held = connection.scalar(select(held_until).where(hold_of_project))
             wait_seconds = seconds_to_wait(
-                [datetime.fromisoformat(text) for text in recent],
-                None if held is None else datetime.fromisoformat(held),
+                [decode_time(text) for text in recent],
+                None if held is None else decode_time(held),
                 now,
                 per_hour=per_hour,
                 per_second=per_second,
@@ -356,6 +360,9 @@ class SqlStore:
                 yield connection
         except SQLAlchemyError as error:
             raise _store_error(error, self._place) from error
+        except UnicodeDecodeError as error:
+            # The message of SQLite quotes the damaged text.
+            raise _damaged(self._place, "a text in it is not UTF-8") from error
 
     def _migrate(self) -> None:
         with self._transaction(self._writer) as connection:
@@ -379,6 +386,8 @@ class SqlStore:
                 for statement in statements:
                     connection.exec_driver_sql(statement)
                 connection.execute(insert(_VERSIONS).values(version=number))
+            # A read-only file lets a transaction begin; only a write tells.
+            connection.execute(update(_VERSIONS).values(version=_VERSIONS.c.version))
 
 
 def _sqlite_file(url: str) -> Path:
@@ -424,7 +433,7 @@ def _set_up(connection: sqlite3.Connection, path: Path) -> None:
             raise StoreError(f"The state file {path} does not take {name} = {setting}: it stays {found}.")
     problem = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if problem != "ok":
-        raise StoreError(f"The state file {path} is damaged: {problem}.", advice=_REBUILD_ADVICE)
+        raise _damaged(str(path), problem)
 
 
 def _begin(connection: Connection) -> None:
@@ -440,7 +449,7 @@ def _store_error(error: SQLAlchemyError, place: str) -> StoreError:
         extended_code = sqlite3.SQLITE_BUSY
     match extended_code & 0xFF:  # the low byte is the kind, the rest its detail
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
-            return StoreError(f"The state file {place} is damaged: {cause}.", advice=_REBUILD_ADVICE)
+            return _damaged(place, str(cause))
         case sqlite3.SQLITE_FULL:
             return StoreError(
                 f"There is no room to write the state file {place}: {cause}.",
@@ -453,11 +462,19 @@ def _store_error(error: SQLAlchemyError, place: str) -> StoreError:
             )
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
             return StoreError(
-                f"The state file {place} was locked for {_BUSY_TIMEOUT_SECONDS} seconds: {cause}.",
-                advice="Look for another program that keeps it open.",
+                f"The state file {place} is in use by another program, which did not let go: {cause}.",
+                advice="Look for a program that keeps it open.",
             )
         case _:
             return StoreError(f"The state database {place} cannot be used: {cause}.")
+
+
+def _damaged(place: str, problem: str) -> StoreError:
+    return StoreError(
+        f"The state file {place} is damaged: {problem}.",
+        advice="Stop the worker, move the file aside and keep it, then start again: the state is rebuilt from the"
+        " target.",
+    )
 
 
 def _upsert(connection: Connection, into: TableClause, key: ColumnElement[bool], values: dict[str, Any]) -> None:
@@ -496,11 +513,11 @@ def _load_values(record: LoadRecord) -> dict[str, Any]:
 def _load_record(row: Row[Any]) -> LoadRecord:
     load = Load(
         flow_id=row.flow_id,
-        day=date.fromisoformat(row.day),
+        day=decode_day(row.day),
         generation=row.generation,
         batch_id=row.batch_id,
         run_id=row.run_id,
-        started_at=datetime.fromisoformat(row.started_at),
+        started_at=decode_time(row.started_at),
     )
     receipt = None if row.receipt is None else decode_receipt(row.receipt)
     return LoadRecord(load, LoadState(row.state), receipt, row.error_code, row.error_message)

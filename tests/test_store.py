@@ -1,0 +1,560 @@
+"""What every store promises: one suite for the database and for its twin in memory, and the two against each other."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule
+
+from worker.errors import StoreError
+from worker.model import Issue, Load, LoadRecord, LoadState, Receipt, Run, RunState, Secret, Tally
+from worker.store import MemoryStore, Store, StoredFlow, open_store
+from worker.store.base import CLOCK_TOLERANCE
+from worker.store.documents import decode_receipt, decode_run, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+KINDS = ("memory", "sqlite")
+NOW = datetime(2024, 3, 10, 9, 30, 0, 123456, tzinfo=UTC)
+DAY = date(2024, 3, 9)
+HOUR_SECONDS = 3600.0
+
+
+@contextmanager
+def opened(kind: str) -> Iterator[Store]:
+    if kind == "memory":
+        with MemoryStore() as memory:
+            yield memory
+        return
+    with tempfile.TemporaryDirectory() as folder, open_store(f"sqlite:///{folder}/state.db") as database:
+        yield database
+
+
+@pytest.fixture(params=KINDS)
+def store(request: pytest.FixtureRequest) -> Iterator[Store]:
+    with opened(request.param) as opened_store:
+        yield opened_store
+
+
+def run_of(**changes: Any) -> Run:
+    run = Run(
+        id="run-1",
+        flow_id="flow",
+        flow_name="Flow",
+        dataset_id="events",
+        state=RunState.IN_PROGRESS,
+        started_at=NOW,
+        first_day=DAY,
+        last_day=DAY,
+        window_start=NOW - timedelta(days=1),
+        window_end=NOW,
+    )
+    return replace(run, **changes)
+
+
+def receipt_of(load: Load, **changes: Any) -> Receipt:
+    receipt = Receipt(
+        flow_id=load.flow_id,
+        day=load.day,
+        generation=load.generation,
+        batch_id=load.batch_id,
+        run_id=load.run_id,
+        exported_at=NOW + timedelta(minutes=1),
+        committed_at=NOW + timedelta(minutes=2),
+        tally=Tally(input=5, output=2, failed=1, skipped=1, deduplicated=1, warnings=7),
+        input_bytes=2**40,
+        output_bytes=300,
+        file_count=1,
+    )
+    return replace(receipt, **changes)
+
+
+def succeed(store: Store, load: Load) -> Receipt:
+    receipt = receipt_of(load)
+    store.save_load(load, LoadState.COMMITTING)
+    store.save_load(load, LoadState.SUCCEEDED, receipt=receipt)
+    return receipt
+
+
+# Flows
+
+
+def test_a_flow_is_saved_and_replaced(store: Store) -> None:
+    assert store.flow("a") is None
+    store.save_flow("a", "Second", {"days": [1, {"x": None}]})
+    store.save_flow("b", "First", {})
+    store.save_flow("a", "Zeroth?", {"name": "Ωmega"})
+    assert store.flow("a") == StoredFlow("a", "Zeroth?", {"name": "Ωmega"})
+    assert [flow.flow_id for flow in store.flows()] == ["b", "a"]
+
+
+def test_a_definition_that_was_saved_does_not_change_with_the_callers_object(store: Store) -> None:
+    definition = {"events": ["Sign up"]}
+    store.save_flow("a", "Flow", definition)
+    definition["events"].append("Log in")
+    assert store.flow("a") == StoredFlow("a", "Flow", {"events": ["Sign up"]})
+
+
+def test_a_secret_cannot_be_saved(store: Store) -> None:
+    with pytest.raises(TypeError):
+        store.save_flow("a", "Flow", {"password": Secret("geheim")})
+    assert store.flows() == []
+
+
+# Runs
+
+moments = st.datetimes(min_value=datetime(1970, 1, 1), max_value=datetime(2100, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001  hypothesis wants naive bounds
+texts = st.text(max_size=20)
+counts = st.integers(min_value=0, max_value=2**50)
+
+
+@st.composite
+def tallies(draw: st.DrawFn) -> Tally:
+    output, failed, skipped, deduplicated, warnings = (draw(counts) for _ in range(5))
+    return Tally(output + failed + skipped + deduplicated, output, failed, skipped, deduplicated, warnings)
+
+
+all_runs = st.builds(
+    Run,
+    id=texts,
+    flow_id=texts,
+    flow_name=texts,
+    dataset_id=texts,
+    state=st.sampled_from(RunState),
+    started_at=moments,
+    first_day=st.dates(),
+    last_day=st.dates(),
+    window_start=moments,
+    window_end=moments,
+    completed_at=st.none() | moments,
+    updated_at=st.none() | moments,
+    days_committed=counts,
+    tally=tallies(),
+    input_bytes=counts,
+    output_bytes=counts,
+    input_files=counts,
+    output_files=counts,
+    batch_ids=st.lists(texts, max_size=3).map(tuple),
+    issues=st.lists(st.builds(Issue, texts, texts, counts, st.none() | texts), max_size=3).map(tuple),
+    error_code=st.none() | texts,
+    error_message=st.none() | texts,
+    extra=st.dictionaries(texts, texts, max_size=3),
+)
+
+
+@given(run=all_runs)
+def test_a_run_comes_back_as_it_was(run: Run) -> None:
+    again = decode_run(encode(run))
+    assert again == run
+    assert again.started_at.utcoffset() == timedelta(0)
+
+
+def test_a_run_is_saved_and_replaced(store: Store) -> None:
+    assert store.run("run-1") is None
+    store.save_run(run_of())
+    ended = run_of(
+        state=RunState.FAILED,
+        completed_at=NOW + timedelta(hours=1),
+        tally=Tally(input=2, output=1, failed=1),
+        batch_ids=("A", "B"),
+        issues=(Issue("MAPPER-3700-199", "not a date", 1, '{"a": "\\u0000"}'),),
+        error_code="WORKER-1000-500",
+        error_message="broken\nin two lines",
+        extra={"attempt": "2"},
+    )
+    store.save_run(ended)
+    assert store.run("run-1") == ended
+    assert store.runs(None, 10) == [ended]
+
+
+def test_runs_come_newest_first_and_of_one_flow_or_of_all(store: Store) -> None:
+    for number, name in enumerate(("a", "b", "a", "a")):
+        store.save_run(run_of(id=f"run-{number}", flow_name=name, started_at=NOW + timedelta(microseconds=number)))
+    assert [run.id for run in store.runs(None, 10)] == ["run-3", "run-2", "run-1", "run-0"]
+    assert [run.id for run in store.runs("a", 2)] == ["run-3", "run-2"]
+    assert store.runs("c", 10) == []
+
+
+def test_times_come_back_in_utc(store: Store) -> None:
+    started_at = NOW.astimezone(timezone(timedelta(hours=5, minutes=30)))
+    store.save_run(run_of(started_at=started_at))
+    found = store.run("run-1")
+    assert found is not None
+    assert (found.started_at, found.started_at.utcoffset()) == (NOW, timedelta(0))
+    load = store.begin_load("flow", DAY, "run-1", started_at, 0)
+    assert (load.started_at, load.started_at.utcoffset()) == (NOW, timedelta(0))
+
+
+def test_a_time_without_a_zone_is_refused(store: Store) -> None:
+    with pytest.raises(AssertionError):
+        store.begin_load("flow", DAY, "run-1", NOW.replace(tzinfo=None), 0)
+    with pytest.raises((AssertionError, TypeError)):
+        store.save_run(run_of(started_at=NOW.replace(tzinfo=None)))
+    assert store.runs(None, 10) == []
+
+
+def test_a_record_of_another_version_is_read_without_what_is_unknown() -> None:
+    document = orjson.loads(encode(run_of(issues=(Issue("A", "b", 1),))))
+    document |= {"mood": "good", "tally": {"input": 1, "output": 1, "colour": "red"}}
+    document["issues"][0]["severity"] = 3
+    del document["extra"]
+    run = decode_run(orjson.dumps(document).decode())
+    assert run == run_of(issues=(Issue("A", "b", 1),), tally=Tally(input=1, output=1))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"state": "asleep"}', '{"started_at": 3}', '{"tally": {"input": 1}}']
+)
+@pytest.mark.parametrize("decode", [decode_run, decode_receipt])
+def test_a_record_that_is_not_one_is_a_store_error(text: str, decode: Callable[[str], object]) -> None:
+    with pytest.raises(StoreError, match="in the state database"):
+        decode(text)
+
+
+# Loads
+
+
+def test_a_load_is_known_from_its_begin(store: Store) -> None:
+    load = store.begin_load("flow", DAY, "run-1", NOW, 0)
+    assert (load.flow_id, load.day, load.generation, load.run_id, load.started_at) == ("flow", DAY, 1, "run-1", NOW)
+    assert len(load.batch_id) == 26
+    assert store.newest_load("flow", DAY) == LoadRecord(load, LoadState.STARTED)
+    assert store.open_loads("flow") == [LoadRecord(load, LoadState.STARTED)]
+    assert store.newest_load("flow", DAY + timedelta(days=1)) is None
+    assert store.newest_load("other", DAY) is None
+
+
+def test_the_generation_grows_over_what_is_known_here_and_in_the_target(store: Store) -> None:
+    generations = [store.begin_load("flow", DAY, "r", NOW, after).generation for after in (0, 0, 7, 3, 0)]
+    assert generations == [1, 2, 8, 9, 10]
+    assert store.begin_load("flow", DAY + timedelta(days=1), "r", NOW, 0).generation == 1
+    assert store.begin_load("other", DAY, "r", NOW, 0).generation == 1
+
+
+def test_a_load_succeeds_with_its_receipt(store: Store) -> None:
+    load = store.begin_load("flow", DAY, "run-1", NOW, 0)
+    receipt = succeed(store, load)
+    assert store.newest_load("flow", DAY) == LoadRecord(load, LoadState.SUCCEEDED, receipt)
+    assert store.succeeded_receipts("flow") == {DAY: receipt}
+    assert store.open_loads("flow") == []
+
+
+@pytest.mark.parametrize("before", [LoadState.STARTED, LoadState.COMMITTING])
+def test_a_load_fails_with_its_error(store: Store, before: LoadState) -> None:
+    load = store.begin_load("flow", DAY, "run-1", NOW, 0)
+    store.save_load(load, before)
+    store.save_load(load, LoadState.FAILED, error_code="CONNECTOR-1001-503", error_message="no answer")
+    expected = LoadRecord(load, LoadState.FAILED, None, "CONNECTOR-1001-503", "no answer")
+    assert store.newest_load("flow", DAY) == expected
+    assert store.open_loads("flow") == []
+    assert store.succeeded_receipts("flow") == {}
+
+
+def brought_to(store: Store, state: LoadState) -> Load:
+    load = store.begin_load("flow", DAY, "run-1", NOW, 0)
+    if state == LoadState.SUCCEEDED:
+        succeed(store, load)
+    else:
+        store.save_load(load, state)
+    return load
+
+
+def save(store: Store, load: Load, state: LoadState) -> None:
+    store.save_load(load, state, receipt=receipt_of(load) if state == LoadState.SUCCEEDED else None)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (LoadState.STARTED, LoadState.SUCCEEDED),
+        (LoadState.COMMITTING, LoadState.STARTED),
+        *((LoadState.SUCCEEDED, state) for state in LoadState if state != LoadState.SUCCEEDED),
+        *((LoadState.FAILED, state) for state in LoadState if state != LoadState.FAILED),
+    ],
+)
+def test_an_illegal_step_is_refused_and_changes_nothing(store: Store, before: LoadState, after: LoadState) -> None:
+    load = brought_to(store, before)
+    known = store.newest_load("flow", DAY)
+    with pytest.raises(StoreError, match=f"is {before}; it cannot become {after}"):
+        save(store, load, after)
+    assert store.newest_load("flow", DAY) == known
+
+
+@pytest.mark.parametrize("state", list(LoadState))
+def test_saying_a_state_again_changes_nothing(store: Store, state: LoadState) -> None:
+    load = brought_to(store, state)
+    known = store.newest_load("flow", DAY)
+    save(store, load, state)
+    assert store.newest_load("flow", DAY) == known
+
+
+def test_a_load_that_was_not_begun_here_is_refused(store: Store) -> None:
+    load = store.begin_load("flow", DAY, "run-1", NOW, 0)
+    for stranger in (replace(load, batch_id="X"), replace(load, generation=2), replace(load, run_id="run-2")):
+        with pytest.raises(StoreError, match="is not in the state database"):
+            store.save_load(stranger, LoadState.COMMITTING)
+    assert store.newest_load("flow", DAY) == LoadRecord(load, LoadState.STARTED)
+
+
+def test_a_receipt_and_an_error_are_taken_only_where_they_belong(store: Store) -> None:
+    load = brought_to(store, LoadState.COMMITTING)
+    with pytest.raises(StoreError, match="needs a receipt"):
+        store.save_load(load, LoadState.SUCCEEDED)
+    with pytest.raises(StoreError, match="needs a receipt"):
+        store.save_load(load, LoadState.FAILED, receipt=receipt_of(load))
+    with pytest.raises(StoreError, match="was given the receipt of X"):
+        store.save_load(load, LoadState.SUCCEEDED, receipt=receipt_of(load, batch_id="X"))
+    with pytest.raises(StoreError, match="has an error"):
+        store.save_load(load, LoadState.SUCCEEDED, receipt=receipt_of(load), error_code="A")
+    assert store.open_loads("flow") == [LoadRecord(load, LoadState.COMMITTING)]
+
+
+def test_an_older_attempt_that_ends_late_leaves_the_newer_one_alone(store: Store) -> None:
+    old = store.begin_load("flow", DAY, "run-1", NOW, 0)
+    new = store.begin_load("flow", DAY, "run-2", NOW, 0)
+    receipt = succeed(store, new)
+    store.save_load(old, LoadState.COMMITTING)
+    assert store.open_loads("flow") == [LoadRecord(old, LoadState.COMMITTING)]
+    store.save_load(old, LoadState.FAILED)
+    assert store.newest_load("flow", DAY) == LoadRecord(new, LoadState.SUCCEEDED, receipt)
+    assert store.succeeded_receipts("flow") == {DAY: receipt}
+
+
+def test_open_loads_come_oldest_first(store: Store) -> None:
+    days = [DAY + timedelta(days=number) for number in (2, 0, 1)]
+    loads = [store.begin_load("flow", day, "r", NOW - timedelta(seconds=i), 0) for i, day in enumerate(days)]
+    store.begin_load("other", DAY, "r", NOW, 0)
+    assert [record.load for record in store.open_loads("flow")] == loads[::-1]
+
+
+def test_the_newest_receipt_of_each_day_counts_and_a_later_failure_does_not_hide_it(store: Store) -> None:
+    next_day = DAY + timedelta(days=1)
+    later = succeed(store, store.begin_load("flow", next_day, "r", NOW, 0))
+    succeed(store, store.begin_load("flow", DAY, "r", NOW, 0))
+    newest = succeed(store, store.begin_load("flow", DAY, "r", NOW, 0))
+    store.save_load(store.begin_load("flow", DAY, "r", NOW, 0), LoadState.FAILED)
+    succeed(store, store.begin_load("other", DAY, "r", NOW, 0))
+    receipts = store.succeeded_receipts("flow")
+    assert receipts == {DAY: newest, next_day: later}
+    assert list(receipts) == [DAY, next_day]
+
+
+@pytest.mark.parametrize("state", list(LoadState))
+def test_f132_what_the_target_proves_is_adopted_whatever_was_known(store: Store, state: LoadState) -> None:
+    load = brought_to(store, state)
+    receipt = receipt_of(load, committed_at=NOW + timedelta(days=1))
+    for _ in range(2):
+        store.adopt(receipt)
+        assert store.newest_load("flow", DAY) == LoadRecord(load, LoadState.SUCCEEDED, receipt)
+    assert store.open_loads("flow") == []
+
+
+def test_f131_a_lost_database_is_rebuilt_from_the_receipts_of_the_target(store: Store) -> None:
+    with MemoryStore() as lost:
+        receipts = [succeed(lost, lost.begin_load("flow", DAY + timedelta(days=i), "r", NOW, i)) for i in range(4)]
+    for receipt in [*receipts, *receipts]:
+        store.adopt(receipt)
+    assert store.succeeded_receipts("flow") == {receipt.day: receipt for receipt in receipts}
+    assert store.open_loads("flow") == []
+    assert store.begin_load("flow", DAY + timedelta(days=3), "r", NOW, 0).generation == receipts[3].generation + 1
+    found = store.newest_load("flow", DAY)
+    assert found is not None
+    assert found.load.started_at == receipts[0].exported_at
+
+
+def test_a_foreign_load_of_the_same_generation_is_adopted_beside_the_one_begun_here(store: Store) -> None:
+    mine = store.begin_load("flow", DAY, "mine", NOW, 0)
+    foreign = receipt_of(mine, batch_id="0" * 26, run_id="foreign")
+    store.adopt(foreign)
+    assert store.succeeded_receipts("flow") == {DAY: foreign}
+    newest = store.newest_load("flow", DAY)
+    assert newest is not None
+    assert newest.receipt == foreign
+    store.save_load(mine, LoadState.FAILED)
+    assert store.begin_load("flow", DAY, "mine", NOW, 0).generation == 2
+
+
+# Request ledger
+
+
+def test_requests_are_allowed_up_to_the_limits_and_a_refusal_records_nothing(store: Store) -> None:
+    assert [store.reserve_request("p", NOW, 60, 3) for _ in range(5)] == [0.0, 0.0, 0.0, 1.0, 1.0]
+    later = NOW + timedelta(seconds=0.25)
+    assert store.reserve_request("p", later, 60, 3) == 0.75
+    assert store.reserve_request("other", later, 60, 3) == 0.0
+    assert [store.reserve_request("p", NOW + timedelta(seconds=1), 5, 3) for _ in range(3)] == [0.0, 0.0, 3599.0]
+    assert store.reserve_request("p", NOW + timedelta(hours=1), 5, 3) == 0.0
+
+
+def test_a_hold_is_kept_and_never_shortened(store: Store) -> None:
+    store.hold_requests("p", NOW + timedelta(seconds=40))
+    store.hold_requests("p", NOW + timedelta(seconds=20))
+    assert store.reserve_request("p", NOW, 60, 3) == 40.0
+    assert store.reserve_request("other", NOW, 60, 3) == 0.0
+    assert store.reserve_request("p", NOW + timedelta(seconds=40), 60, 3) == 0.0
+
+
+def test_a_hold_reaches_an_hour_ahead_at_most(store: Store) -> None:
+    store.hold_requests("p", NOW + timedelta(days=300))
+    assert store.reserve_request("p", NOW, 60, 3) == HOUR_SECONDS
+    assert store.reserve_request("p", NOW + timedelta(minutes=59), 60, 3) == 60.0
+    assert store.reserve_request("p", NOW + timedelta(hours=1), 60, 3) == 0.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=60, deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from([0, 1, 200_000, 999_999, 1_000_000, 20_000_000, 1_700_000_000]), st.integers(0, 3)),
+        max_size=60,
+    ),
+    per_hour=st.integers(1, 8),
+    per_second=st.integers(1, 3),
+)
+def test_no_hour_and_no_second_gets_more_than_allowed_even_if_clock_readings_arrive_out_of_order(
+    kind: str, steps: list[tuple[int, int]], per_hour: int, per_second: int
+) -> None:
+    allowed: list[datetime] = []
+    clock = NOW
+    with opened(kind) as store:
+        for step_microseconds, late_seconds in steps:
+            clock += timedelta(microseconds=step_microseconds)
+            now = clock - timedelta(seconds=late_seconds)
+            wait_seconds = store.reserve_request("p", now, per_hour, per_second)
+            assert 0 <= wait_seconds <= HOUR_SECONDS
+            if wait_seconds == 0:
+                allowed.append(now)
+    for end in allowed:
+        assert sum(end - timedelta(hours=1) < moment <= end for moment in allowed) <= per_hour
+        assert sum(end - timedelta(seconds=1) < moment <= end for moment in allowed) <= per_second
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=60, deadline=None)
+@given(
+    asked_minutes=st.lists(st.integers(0, 200), max_size=20),
+    held_minutes=st.integers(-100, 10_000),
+    step_minutes=st.integers(-100_000, 100),
+)
+def test_whoever_waits_as_told_is_served_within_an_hour_wherever_the_clock_stepped(
+    kind: str, asked_minutes: list[int], held_minutes: int, step_minutes: int
+) -> None:
+    with opened(kind) as store:
+        for minutes in sorted(asked_minutes):
+            store.reserve_request("p", NOW + timedelta(minutes=minutes), 5, 1)
+        store.hold_requests("p", NOW + timedelta(minutes=held_minutes))
+        now = first = NOW + timedelta(minutes=step_minutes)
+        while wait_seconds := store.reserve_request("p", now, 5, 1):
+            now += timedelta(seconds=wait_seconds)
+            assert now - first <= timedelta(hours=1) + CLOCK_TOLERANCE
+
+
+# The twin
+
+
+def outcome(call: Callable[[], object]) -> object:
+    try:
+        return call()
+    except StoreError as error:
+        return str(error)
+
+
+class Twins(RuleBasedStateMachine):
+    """Whatever is done to both stores, they answer alike, and generations strictly grow."""
+
+    loads = Bundle("loads")
+    flow_ids = st.sampled_from(["flow", "other"])
+    days = st.sampled_from([DAY, DAY + timedelta(days=1)])
+    projects = st.sampled_from(["p", "q"])
+
+    @initialize()
+    def begin(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.url = f"sqlite:///{self.folder.name}/state.db"
+        self.memory = MemoryStore()
+        self.database = open_store(self.url)
+        self.now = NOW
+        self.count = 0
+        self.generations: dict[tuple[str, date], int] = {}
+
+    def teardown(self) -> None:
+        self.database.close()
+        self.folder.cleanup()
+
+    def both(self, call: Callable[[Store], object]) -> Any:
+        one, other = outcome(lambda: call(self.memory)), outcome(lambda: call(self.database))
+        assert one == other
+        return one
+
+    @rule(seconds=st.sampled_from([-7200, -30, 0, 0.5, 1, 600, 3600]))
+    def clock_moves(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    @rule()
+    def worker_restarts(self) -> None:
+        self.database.close()
+        self.database = open_store(self.url)
+
+    @rule(target=loads, flow_id=flow_ids, day=days, after_generation=st.integers(0, 5))
+    def begin_load(self, flow_id: str, day: date, after_generation: int) -> Load:
+        self.count += 1
+        with patch("worker.store.base.ULID") as ulid:
+            ulid.from_datetime.return_value = f"batch-{self.count:03}"
+            load: Load = self.both(lambda store: store.begin_load(flow_id, day, "run", self.now, after_generation))
+        assert load.generation > max(self.generations.get((flow_id, day), 0), after_generation)
+        self.generations[flow_id, day] = load.generation
+        return load
+
+    @rule(load=loads, state=st.sampled_from(LoadState), with_receipt=st.booleans(), code=st.none() | st.just("A"))
+    def save_load(self, load: Load, state: LoadState, with_receipt: bool, code: str | None) -> None:
+        receipt = receipt_of(load) if with_receipt else None
+        self.both(lambda store: store.save_load(load, state, receipt=receipt, error_code=code))
+
+    @rule(load=loads)
+    def commit_load(self, load: Load) -> None:
+        self.both(lambda store: store.save_load(load, LoadState.COMMITTING))
+        self.both(lambda store: store.save_load(load, LoadState.SUCCEEDED, receipt=receipt_of(load)))
+
+    @rule(load=loads, prefix=st.sampled_from(["", "foreign-before-", "zz-foreign-after-"]))
+    def adopt(self, load: Load, prefix: str) -> None:
+        self.both(lambda store: store.adopt(receipt_of(load, batch_id=prefix + load.batch_id)))
+
+    @rule(flow_id=flow_ids, day=days)
+    def look_at_loads(self, flow_id: str, day: date) -> None:
+        self.both(lambda store: store.newest_load(flow_id, day))
+        self.both(lambda store: store.open_loads(flow_id))
+        self.both(lambda store: list(store.succeeded_receipts(flow_id).items()))
+
+    @rule(flow_id=flow_ids, name=st.sampled_from(["A", "B"]))
+    def save_flow(self, flow_id: str, name: str) -> None:
+        self.both(lambda store: store.save_flow(flow_id, name, {"name": name}))
+        self.both(lambda store: store.flows())
+        self.both(lambda store: store.flow("other"))
+
+    @rule(run_id=st.sampled_from(["1", "2", "3"]), flow_name=st.sampled_from(["A", "B"]))
+    def save_run(self, run_id: str, flow_name: str) -> None:
+        self.both(lambda store: store.save_run(run_of(id=run_id, flow_name=flow_name, started_at=self.now)))
+        self.both(lambda store: [store.run("2"), store.runs(None, 2), store.runs("A", 3)])
+
+    @rule(project_id=projects, times=st.integers(1, 4))
+    def reserve_request(self, project_id: str, times: int) -> None:
+        for _ in range(times):
+            self.both(lambda store: store.reserve_request(project_id, self.now, 6, 2))
+
+    @rule(project_id=projects, seconds=st.sampled_from([-10, 2, 90, 9000]))
+    def hold_requests(self, project_id: str, seconds: int) -> None:
+        self.both(lambda store: store.hold_requests(project_id, self.now + timedelta(seconds=seconds)))
+
+
+TestTwins = Twins.TestCase
+TestTwins.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)

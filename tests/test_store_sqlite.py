@@ -1,0 +1,375 @@
+"""What the SQLite file survives: other processes, kills, damage, full and read-only disks, other versions."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from worker.errors import ConfigurationError, StoreError
+from worker.model import LoadState, Receipt, Run, RunState, Tally
+from worker.store import SqlStore, open_store, sql
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NOW = datetime(2024, 3, 10, 9, 30, tzinfo=UTC)
+DAY = date(2024, 3, 9)
+NOBODY = 65534
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "state.db"
+
+
+def url_of(file: Path) -> str:
+    return f"sqlite:///{file}"
+
+
+def fill(store: SqlStore, days: int) -> None:
+    for number in range(days):
+        load = store.begin_load("flow", DAY + timedelta(days=number), "run", NOW, 0)
+        store.save_load(load, LoadState.COMMITTING)
+        receipt = Receipt(
+            flow_id=load.flow_id,
+            day=load.day,
+            generation=load.generation,
+            batch_id=load.batch_id,
+            run_id=load.run_id,
+            exported_at=NOW,
+            committed_at=NOW,
+            tally=Tally(),
+        )
+        store.save_load(load, LoadState.SUCCEEDED, receipt=receipt)
+
+
+def script(body: str, *arguments: object) -> subprocess.Popen[str]:
+    """A process of its own that runs `body` with `arguments` in `sys.argv`."""
+    start = "import sys\nfrom datetime import UTC, date, datetime\nfrom worker.store import open_store\n"
+    return subprocess.Popen(
+        [sys.executable, "-c", start + body, *map(str, arguments)], stdout=subprocess.PIPE, text=True
+    )
+
+
+# Opening
+
+
+def test_a_new_file_is_for_its_owner_only(file: Path) -> None:
+    before = os.umask(0)
+    try:
+        open_store(url_of(file)).close()
+    finally:
+        os.umask(before)
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_relative_path_is_relative_to_where_the_store_was_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with open_store("sqlite:///./a b#é.db") as store:
+        monkeypatch.chdir("/")
+        store.save_flow("a", "A", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["a b#é.db"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://worker:geheim@host/state",
+        "sqlite+aiosqlite:///a.db",
+        "sqlite://",
+        "sqlite:///:memory:",
+        "sqlite:///file:geheim?uri=true",
+        "sqlite:///a.db?mode=ro",
+        "sqlite://host/a.db",
+        "a.db",
+        "",
+        "postgresql://worker:geheim@host:port/state",
+    ],
+)
+def test_a_url_that_names_no_sqlite_file_is_a_configuration_error_without_its_password(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"sqlite:///file\.db") as caught:
+        open_store(url)
+    assert "geheim" not in str(caught.value)
+
+
+def test_f127_the_settings_that_keep_a_commit_are_in_force(file: Path) -> None:
+    with open_store(url_of(file)) as store, store._writer.connect() as connection:
+        names = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        found = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in names]
+    assert found == ["delete", 3, 1, 30_000]
+
+
+def test_f127_a_setting_that_is_not_taken_is_an_error() -> None:
+    with (
+        closing(sqlite3.connect(":memory:")) as connection,
+        pytest.raises(StoreError, match="does not take journal_mode = DELETE: it stays memory"),
+    ):
+        sql._set_up(connection, Path("state.db"))
+
+
+def test_f128_a_file_in_wal_mode_is_brought_back(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+    open_store(url_of(file)).close()
+    with closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+
+
+def test_what_was_written_is_there_after_a_restart(file: Path) -> None:
+    with open_store(url_of(file)) as store:
+        load = store.begin_load("flow", DAY, "run", NOW, 0)
+        store.hold_requests("p", NOW + timedelta(seconds=90))
+        assert store.reserve_request("q", NOW, 1, 1) == 0.0
+    with open_store(url_of(file)) as store:
+        assert [record.load for record in store.open_loads("flow")] == [load]
+        assert store.reserve_request("p", NOW, 60, 3) == 90.0
+        assert store.reserve_request("q", NOW + timedelta(minutes=1), 1, 1) == 3540.0
+
+
+def test_requests_that_no_longer_count_are_deleted(file: Path) -> None:
+    with open_store(url_of(file)) as store:
+        for hours in range(5):
+            for project_id in ("p", "q"):
+                assert store.reserve_request(project_id, NOW + timedelta(hours=2 * hours), 60, 3) == 0.0
+    with closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("SELECT count(*) FROM requests").fetchone() == (2,)
+
+
+# Schema
+
+
+def test_the_tables_have_the_columns_that_the_statements_name(file: Path) -> None:
+    open_store(url_of(file)).close()
+    with closing(sqlite3.connect(file)) as connection:
+        for table in (sql._VERSIONS, sql._FLOWS, sql._RUNS, sql._LOADS, sql._REQUESTS, sql._HOLDS):
+            found = [row[1] for row in connection.execute(f"PRAGMA table_info({table.name})")]
+            assert found == table.c.keys()
+
+
+def test_f133_a_migration_that_breaks_off_leaves_the_version_before_it(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_store(url_of(file)) as store:
+        store.save_flow("a", "A", {})
+    first, second = sql.MIGRATIONS[0], ("CREATE TABLE extra (a TEXT)", "ALTER TABLE flows ADD COLUMN note TEXT")
+    monkeypatch.setattr(sql, "MIGRATIONS", (first, (*second, "CREATE TABLE flows (a TEXT)")))
+    with pytest.raises(StoreError, match="already exists"):
+        open_store(url_of(file))
+    monkeypatch.setattr(sql, "MIGRATIONS", (first, second))
+    for _ in range(2):
+        open_store(url_of(file)).close()
+    with closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("SELECT version FROM worker_schema").fetchall() == [(1,), (2,)]
+        assert connection.execute("SELECT name, note FROM flows").fetchall() == [("A", None)]
+
+
+def test_f134_a_newer_schema_is_refused_and_left_alone(file: Path) -> None:
+    open_store(url_of(file)).close()
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("INSERT INTO worker_schema VALUES (99)")
+    before = file.read_bytes()
+    with pytest.raises(StoreError, match=r"schema version 99; this worker knows versions up to 1.*newer worker"):
+        open_store(url_of(file))
+    assert file.read_bytes() == before
+
+
+def test_a_database_of_something_else_is_refused_and_left_alone(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("CREATE TABLE bookmarks (url TEXT)")
+    before = file.read_bytes()
+    with pytest.raises(StoreError, match="not the state of this worker"):
+        open_store(url_of(file))
+    assert file.read_bytes() == before
+
+
+# Damage
+
+
+@pytest.mark.parametrize("content", [b"x" * 5000, b"SQLite format 3\0" + b"\xff" * 4080])
+def test_f130_a_file_that_is_no_database_is_refused_and_left_alone(file: Path, content: bytes) -> None:
+    file.write_bytes(content)
+    with pytest.raises(StoreError, match=r"is damaged: .* move the file aside .* rebuilt from the target"):
+        open_store(url_of(file))
+    assert file.read_bytes() == content
+
+
+def test_f130_a_truncated_file_is_refused(file: Path) -> None:
+    with open_store(url_of(file)) as store:
+        fill(store, 40)
+    os.truncate(file, file.stat().st_size // 2)
+    with pytest.raises(StoreError, match="is damaged"):
+        open_store(url_of(file))
+
+
+def test_f130_a_flipped_byte_is_never_more_than_a_store_error(file: Path) -> None:
+    with open_store(url_of(file)) as store:
+        fill(store, 3)
+        store.save_flow("flow", "Flow", {"a": 1})
+        store.save_run(Run("run", "flow", "Flow", "events", RunState.SUCCESS, NOW, DAY, DAY, NOW, NOW))
+        store.reserve_request("p", NOW, 60, 3)
+        store.hold_requests("p", NOW)
+    whole = file.read_bytes()
+    used = [offset for offset, byte in enumerate(whole) if byte]
+    generator = random.Random(130)
+    refused = 0
+    for _ in range(250):
+        damaged = bytearray(whole)
+        damaged[generator.choice(used)] ^= generator.randrange(1, 256)
+        file.write_bytes(damaged)
+        try:
+            with open_store(url_of(file)) as store:
+                store.flows()
+                store.runs(None, 10)
+                store.newest_load("flow", DAY)
+                store.open_loads("flow")
+                store.succeeded_receipts("flow")
+                store.reserve_request("p", NOW, 60, 3)
+        except StoreError:
+            refused += 1
+    assert refused > 20
+
+
+# A disk that does not take it
+
+
+@pytest.fixture
+def folder_of_another() -> Iterator[Path]:
+    """A folder with a state file in it that this process may read and not write."""
+    folder = Path(tempfile.mkdtemp())
+    open_store(url_of(folder / "state.db")).close()
+    (folder / "state.db").chmod(0o444)
+    folder.chmod(0o555)
+    was_root = os.geteuid() == 0
+    if was_root:  # to whom modes do not apply
+        os.seteuid(NOBODY)
+    try:
+        yield folder
+    finally:
+        if was_root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("name", ["state.db", "new.db"])
+def test_a_read_only_folder_is_a_store_error(folder_of_another: Path, name: str) -> None:
+    with pytest.raises(StoreError, match="may write to"):
+        open_store(url_of(folder_of_another / name))
+
+
+@pytest.mark.parametrize("name", ["missing/state.db", ".", "state.db/state.db"])
+def test_a_path_where_no_file_can_be_is_a_store_error(file: Path, name: str) -> None:
+    file.touch()
+    with pytest.raises(StoreError, match="may write to"):
+        open_store(url_of(file.parent / name))
+
+
+def test_a_full_disk_is_a_store_error_and_what_was_recorded_stays(file: Path) -> None:
+    with open_store(url_of(file)) as store:
+        load = store.begin_load("flow", DAY, "run", NOW, 0)
+        with store._writer.connect() as connection:
+            pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+            connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(StoreError, match="no room"):
+            store.save_flow("a", "A", {"a": "x" * 100_000})
+        assert [record.load for record in store.open_loads("flow")] == [load]
+        with store._writer.connect() as connection:
+            connection.exec_driver_sql("PRAGMA max_page_count = 1000000")
+        store.save_flow("a", "A", {"a": "x" * 100_000})
+
+
+def test_a_file_that_is_moved_away_is_a_store_error(file: Path) -> None:
+    with open_store(url_of(file)) as store:
+        file.rename(file.with_name("aside.db"))
+        with pytest.raises(StoreError, match="cannot be written"):
+            store.save_flow("a", "A", {})
+    assert not file.exists()
+
+
+# Several at once
+
+
+def test_f126_a_lock_that_stays_is_a_store_error(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sql, "_BUSY_TIMEOUT_SECONDS", 0.01)
+    with open_store(url_of(file)) as store:
+        with closing(sqlite3.connect(file, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            assert store.flows() == []
+            with pytest.raises(StoreError, match="in use by another program"):
+                store.save_flow("a", "A", {})
+        store.save_flow("a", "A", {})
+
+
+def test_f126_a_connection_that_does_not_come_free_is_a_store_error(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sql, "_BUSY_TIMEOUT_SECONDS", 0.01)
+    with open_store(url_of(file)) as store:
+        with store._writer.connect(), pytest.raises(StoreError, match="in use"):
+            store.flows()
+        assert store.flows() == []
+
+
+def test_f126_threads_get_distinct_generations(file: Path) -> None:
+    with open_store(url_of(file)) as one, open_store(url_of(file)) as other, ThreadPoolExecutor(8) as pool:
+        jobs = [pool.submit(store.begin_load, "flow", DAY, "r", NOW, 0) for store in (one, other) for _ in range(40)]
+        assert sorted(job.result().generation for job in jobs) == list(range(1, 81))
+
+
+def test_f126_processes_get_distinct_generations_and_share_the_limits(file: Path) -> None:
+    body = """
+now = datetime(2024, 3, 10, tzinfo=UTC)
+with open_store(sys.argv[1]) as store:
+    for _ in range(60):
+        print("generation", store.begin_load("flow", date(2024, 3, 9), "run", now, 0).generation)
+        print("hour", store.reserve_request("p", now, 20, 1000))
+        print("second", store.reserve_request("q", now, 60, 3))
+"""
+    processes = [script(body, url_of(file)) for _ in range(2)]
+    lines = [line for process in processes for line in process.communicate(timeout=60)[0].splitlines()]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert sorted(int(line.split()[1]) for line in lines if line.startswith("generation")) == list(range(1, 121))
+    assert (lines.count("hour 0.0"), lines.count("hour 3600.0")) == (20, 100)
+    assert (lines.count("second 0.0"), lines.count("second 1.0")) == (3, 117)
+
+
+def test_a_killed_process_leaves_all_that_it_was_told_is_written(file: Path) -> None:
+    body = """
+from worker.model import LoadState
+with open_store(sys.argv[1]) as store:
+    while True:
+        load = store.begin_load("flow", date(2024, 3, 9), "run", datetime.now(UTC), 0)
+        print(load.batch_id, "started", flush=True)
+        store.save_load(load, LoadState.COMMITTING)
+        print(load.batch_id, "committing", flush=True)
+"""
+    generator = random.Random(1)
+    told: dict[str, str] = {}
+    for _ in range(5):
+        with script(body, url_of(file)) as process:
+            assert process.stdout is not None
+            lines = [process.stdout.readline() for _ in range(generator.randrange(5, 60))]
+            process.kill()
+            lines += process.stdout.readlines()
+        for line in lines:
+            batch_id, state = line.split()
+            told[batch_id] = state
+        with open_store(url_of(file)) as store:
+            known = {record.load.batch_id: record.state for record in store.open_loads("flow")}
+        order = list(LoadState)
+        assert all(order.index(known[batch_id]) >= order.index(LoadState(state)) for batch_id, state in told.items())
+        assert len(known) <= len(told) + 5

@@ -1,0 +1,425 @@
+"""The command line. It parses, calls the service, and prints; standard output carries results, standard error the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+
+import typer
+
+from worker.errors import ConfigurationError, WorkerError
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Sequence
+
+    from worker.events import Listener
+    from worker.model import Run
+    from worker.service import Planned, PreparedFlow
+    from worker.settings import Settings
+
+Result = TypeVar("Result")
+
+EXIT_OK, EXIT_FAILED, EXIT_WRONG = 0, 1, 2
+LARGEST_DAYS = 3660
+
+
+def _epilog() -> str:
+    from worker.settings import SETTINGS
+
+    lines = ["Settings, from the environment:", ""]
+    lines += [f"{setting.name}={setting.default}  {setting.meaning}" for setting in SETTINGS]
+    return "\n\n".join(lines)
+
+
+app = typer.Typer(
+    name="mixpanel-worker",
+    help="Moves Mixpanel events into your own lake: whole days, exactly once.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+LakeOption = Annotated[Path | None, typer.Option("--lake", help="Folder of the tables (WORKER_LAKE).", show_default=False)]
+StateOption = Annotated[str | None, typer.Option("--state", help="State database (WORKER_STATE).", show_default=False)]
+FlowArgument = Annotated[Path, typer.Argument(help="A flow file, YAML or JSON.", show_default=False)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]
+
+
+class Interrupted(Exception):  # noqa: N818 - a request, not an error
+    """A signal asked the command to end."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number
+
+
+def main() -> NoReturn:
+    """Entry point: turn what users do wrong into a message and an exit code, never into a stack trace."""
+    try:
+        app(standalone_mode=False)
+    except ConfigurationError as error:
+        _complain(error)
+        sys.exit(EXIT_WRONG)
+    except WorkerError as error:
+        _complain(error)
+        sys.exit(EXIT_FAILED)
+    except Interrupted as interrupted:
+        sys.exit(128 + interrupted.signal_number)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        # the reader of our output has gone; nothing can be told to it any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILED)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except Exception as error:
+        _usage_error(error)
+    sys.exit(EXIT_OK)
+
+
+def _usage_error(error: Exception) -> NoReturn:
+    """Print a wrong use of the command line; any other exception is a bug and keeps its stack trace."""
+    show = getattr(error, "show", None)
+    if show is None:
+        raise error
+    show()
+    sys.exit(getattr(error, "exit_code", EXIT_WRONG))
+
+
+def _complain(error: WorkerError) -> None:
+    print(f"Error: {error}", file=sys.stderr)
+
+
+def _settings(lake: Path | None = None, state: str | None = None, **others: object) -> Settings:
+    from worker.settings import load_settings, unknown_settings
+
+    environ = dict(os.environ)
+    for name, value in {"WORKER_LAKE": lake, "WORKER_STATE": state, **others}.items():
+        if value is not None:
+            environ[name] = str(value)
+    for name, nearest in unknown_settings(environ):
+        print(f"Warning: {name} is no setting" + (f"; did you mean {nearest}?" if nearest else "."), file=sys.stderr)
+    return load_settings(environ)
+
+
+def _day(text: str | None, option: str) -> date | None:
+    if text is None:
+        return None
+    try:
+        if len(text) != len("YYYY-MM-DD"):
+            raise ValueError(text)
+        return date.fromisoformat(text)
+    except ValueError:
+        raise ConfigurationError(f"{option} takes a date as YYYY-MM-DD, not {text!r}.") from None
+
+
+def _run_interruptibly(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run `work`; Ctrl-C and SIGTERM cancel it once, and it ends in order. A second signal ends the process at once."""
+
+    async def watched() -> Result:
+        loop = asyncio.get_running_loop()
+        task = asyncio.ensure_future(work)
+        received: list[int] = []
+
+        def interrupt(number: int) -> None:
+            if received:
+                os._exit(128 + number)
+            received.append(number)
+            task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, interrupt, number)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if received:
+                raise Interrupted(received[0]) from None
+            raise
+
+    return asyncio.run(watched())
+
+
+@app.command()
+def run(
+    flows: Annotated[list[Path], typer.Argument(help="Flow files, YAML or JSON.", show_default=False)],
+    once: Annotated[bool, typer.Option("--once", help="Run each flow once and end.")] = False,
+    first: Annotated[str | None, typer.Option("--from", metavar="YYYY-MM-DD", help="First project day.")] = None,
+    last: Annotated[str | None, typer.Option("--to", metavar="YYYY-MM-DD", help="Last project day, inclusive.")] = None,
+    as_json: JsonOption = False,
+    lake: LakeOption = None,
+    state: StateOption = None,
+) -> None:
+    """Export, map and load days of Mixpanel events.
+
+    Without --from and --to: the days since the flow's last complete day, today included, and the lookback before it.
+    A day is replaced as a whole, so any day may be run again. Exit codes: 0 every day committed, 1 a run failed,
+    2 the command or a flow file is wrong and nothing was started, 130 and 143 interrupted by Ctrl-C and SIGTERM.
+    """
+    from worker.service import failed_runs, prepare_flow, run_once
+
+    if not once:
+        raise ConfigurationError("The scheduled service is not here yet.", advice="Add --once to run each flow once.")
+    settings = _settings(lake, state)
+    prepared = [prepare_flow(path, os.environ, settings) for path in flows]
+    first_day, last_day = _day(first, "--from"), _day(last, "--to")
+
+    def on_planned(plan: Planned) -> None:
+        if plan.not_begun is not None:
+            print(f"Left out: {plan.not_begun[0]} to {plan.not_begun[1]}, which have not begun.", file=sys.stderr)
+
+    started = time.monotonic()
+    with _listening(settings) as listener:
+        runs = _run_interruptibly(
+            run_once(prepared, settings, listener, first=first_day, last=last_day, on_planned=on_planned)
+        )
+    if as_json:
+        _print_json_runs(runs)
+    else:
+        for record in runs:
+            _print_run(record, settings, time.monotonic() - started if len(runs) == 1 else None)
+    for record in failed_runs(runs):
+        print(f"Error: {record.flow_name}: {record.error_message}", file=sys.stderr)
+    if failed_runs(runs):
+        raise typer.Exit(EXIT_FAILED)
+
+
+class _Listening:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def __enter__(self) -> Listener:
+        from worker.telemetry import LogListener, ProgressListener
+
+        terminal = sys.stderr.isatty()
+        if self._settings.log_format == "auto" and terminal:
+            self._bar: ProgressListener | None = ProgressListener().__enter__()
+            return self._bar
+        self._bar = None
+        return LogListener(self._settings, as_json=self._settings.log_format != "console")
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+
+
+def _listening(settings: Settings) -> _Listening:
+    return _Listening(settings)
+
+
+def _print_json_runs(runs: Sequence[Run]) -> None:
+    import orjson
+
+    from worker.run_record import runs_document
+
+    sys.stdout.write(orjson.dumps(runs_document(runs), option=orjson.OPT_INDENT_2).decode() + "\n")
+
+
+def _print_run(run: Run, settings: Settings, seconds: float | None) -> None:
+    tally = run.tally
+    end = run.completed_at or run.started_at
+    seconds = seconds if seconds is not None else (end - run.started_at).total_seconds()
+    days = (run.last_day - run.first_day).days + 1
+    rows = [
+        ("run", f"{run.id}  {run.state}"),
+        ("flow", run.flow_name),
+        ("days", f"{run.first_day} to {run.last_day}: {run.days_committed} of {days} committed"),
+        ("rows in", f"{tally.input:,}"),
+        ("rows out", f"{tally.output:,}"),
+        ("deduplicated", f"{tally.deduplicated:,}"),
+        ("rejected", f"{tally.failed:,}"),
+        ("skipped", f"{tally.skipped:,}  (blank lines)"),
+        ("warnings", f"{tally.warnings:,}  (values that became null)"),
+        ("bytes", f"{run.input_bytes:,} in, {run.output_bytes:,} out"),
+        ("time", f"{seconds:.1f} s, {tally.input / max(seconds, 1e-9):,.0f} rows a second"),
+        ("table", str(settings.lake / run.dataset_id)),
+    ]
+    for name, value in rows:
+        print(f"{name:>13}  {value}")
+    for issue in run.issues:
+        sample = f"  first: {issue.sample!r}" if issue.sample is not None else ""
+        print(f"{'warning':>13}  {issue.code}  {issue.count:,} x {issue.message}{sample}")
+
+
+@app.command()
+def runs(
+    flow: Annotated[str | None, typer.Option("--flow", help="Only runs of the flow with this name.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="How many, newest first.")] = 20,
+    as_json: JsonOption = False,
+    state: StateOption = None,
+) -> None:
+    """List the runs, newest first."""
+    from worker.service import list_runs
+
+    found = list_runs(_settings(state=state), flow, limit)
+    if as_json:
+        _print_json_runs(found)
+        return
+    print(f"{'started (UTC)':19}  {'status':10}  {'days':23}  {'in':>12}  {'out':>12}  {'rejected':>9}  flow")
+    for record in found:
+        tally = record.tally
+        days = f"{record.first_day}..{record.last_day}"
+        print(
+            f"{record.started_at:%Y-%m-%d %H:%M:%S}  {record.state:10}  {days:23}  {tally.input:>12,}  "
+            f"{tally.output:>12,}  {tally.failed:>9,}  {record.flow_name}"
+        )
+        if record.error_message:
+            print(f"{'':19}  {record.error_message}")
+
+
+@app.command()
+def validate(flow: FlowArgument, lake: LakeOption = None) -> None:
+    """Check a flow file and its mapping set without a network; print the columns that it makes."""
+    from worker.service import prepare_flow
+
+    prepared = prepare_flow(flow, os.environ, _settings(lake))
+    target = prepared.flow.target
+    print(f"{flow}: {prepared.flow.name!r} is right. It fills {target.dataset_id} with these columns:")
+    print(f"  {'mp_date':40} date32  (the project day, the partition)")
+    for name, kind in _leafs(prepared):
+        print(f"  {name:40} {kind}")
+
+
+def _leafs(prepared: PreparedFlow) -> list[tuple[str, str]]:
+    import pyarrow as pa
+
+    def walk(prefix: str, fields: Any) -> list[tuple[str, str]]:  # noqa: ANN401 - a schema or a struct
+        found: list[tuple[str, str]] = []
+        for field in fields:
+            name = prefix + field.name
+            if pa.types.is_struct(field.type):
+                found += walk(name + ".", [field.type.field(index) for index in range(field.type.num_fields)])
+            else:
+                found.append((name, str(field.type)))
+        return found
+
+    return walk("", prepared.mapper.schema)
+
+
+@app.command()
+def preview(
+    flow: FlowArgument,
+    day: Annotated[str | None, typer.Option("--day", metavar="YYYY-MM-DD", help="A project day. Default: the newest with events.")] = None,
+    rows: Annotated[int, typer.Option("--rows", min=1, max=100, help="How many rows.")] = 100,
+    as_json: JsonOption = False,
+    state: StateOption = None,
+) -> None:
+    """Show real rows: the source fields with their types, and the rows as the mapping set makes them."""
+    import orjson
+
+    from worker.service import prepare_flow
+    from worker.service import preview as preview_flow
+
+    settings = _settings(state=state)
+    prepared = prepare_flow(flow, os.environ, settings)
+    seen = _run_interruptibly(preview_flow(prepared, settings, day=_day(day, "--day"), rows=rows))
+    if as_json:
+        document = {"day": seen.day, "explore": seen.explore, "mapped": seen.mapped, "rejects": seen.rejects, "warnings": seen.warnings}
+        sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n")
+        return
+    print(f"Source fields of {seen.day}, over {len(seen.explore['data'])} rows:")
+    for name, kind in _fields_of(seen.explore["schema"]):
+        print(f"  {name:50} {kind}")
+    print("\nMapped rows:")
+    for row in seen.mapped:
+        print("  " + orjson.dumps(row).decode())
+    for text in (*seen.warnings, *seen.rejects):
+        print(f"  ! {text}", file=sys.stderr)
+
+
+def _fields_of(schema: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for name, inner in schema.get("properties", {}).items():
+        if inner.get("type") == "object":
+            found += _fields_of(inner, f"{prefix}{name}.")
+        else:
+            found.append((prefix + name, inner.get("type", "null")))
+    return found
+
+
+@app.command()
+def query(
+    sql: Annotated[str, typer.Argument(help="SQL; the tables of the lake are views of their names.", show_default=False)],
+    lake: LakeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run SQL over the lake's tables through DuckDB."""
+    import duckdb
+
+    from worker.service import query as query_lake
+
+    try:
+        result = query_lake(_settings(lake), sql)
+        if result is None:
+            return
+        if as_json:
+            import orjson
+
+            names = result.columns
+            rows = [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+            sys.stdout.write(orjson.dumps(rows, default=str, option=orjson.OPT_INDENT_2).decode() + "\n")
+        else:
+            print(result)
+    except duckdb.Error as error:
+        raise ConfigurationError(f"DuckDB says: {error}") from None
+
+
+@app.command()
+def simulate(
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 8093,
+    days: Annotated[int, typer.Option("--days", min=1, max=LARGEST_DAYS, help="Days with events, up to yesterday.")] = 7,
+    events_per_day: Annotated[int, typer.Option("--events-per-day", min=0, max=100_000_000)] = 10_000,
+    seed: Annotated[int, typer.Option("--seed", help="Another seed, other events.")] = 1,
+    data: Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Serve YYYY-MM-DD.jsonl or .jsonl.gz of this folder.", show_default=False)] = None,
+    fault: Annotated[list[str] | None, typer.Option("--fault", metavar="NAME[:TIMES]", help="A fault for the next exports; may be repeated. `--fault list` lists them.", show_default=False)] = None,
+    quota: Annotated[bool, typer.Option("--quota", help="Refuse more than 60 exports an hour and 3 a second, as Mixpanel does.")] = False,
+) -> None:
+    """Serve a simulated Mixpanel on loopback: realistic events, or files, with faults by name."""
+    from worker.mixpanel import simulator as simulated
+
+    if fault and "list" in fault:
+        for name, text in simulated.describe_faults().items():
+            print(f"{name:32} {text}")
+        return
+    _run_interruptibly(_simulate(port, days, events_per_day, seed, data, fault or [], quota=quota))
+
+
+async def _simulate(
+    port: int, days: int, events_per_day: int, seed: int, data: Path | None, faults: list[str], *, quota: bool
+) -> None:
+    from datetime import UTC, datetime, timedelta
+
+    from worker.mixpanel import simulator as simulated
+
+    if data is not None and not data.is_dir():
+        raise ConfigurationError(f"--data: there is no folder {data}.")
+    yesterday = datetime.now(UTC).date() - timedelta(days=1)
+    served = [yesterday - timedelta(days=back) for back in range(days)][::-1]
+    server = simulated.Simulator(
+        data_directory=data, events_per_day=0 if data else events_per_day, days=served, seed=seed, port=port, quota=quota
+    )
+    for text in faults:
+        name, _, times = text.partition(":")
+        try:
+            server.fault(name, times=int(times or 1))
+        except ValueError as error:
+            raise ConfigurationError(f"--fault {text}: {error}", advice="`--fault list` lists the names.") from None
+    try:
+        await server.start()
+    except OSError as error:
+        raise ConfigurationError(f"Port {port} cannot be opened: {error.strerror}.", advice="Choose another --port.") from None
+    try:
+        print(f"Simulated Mixpanel on {server.base_url}", file=sys.stderr)
+        print(f"  user {simulated.DEMO_USERNAME}, password {simulated.DEMO_PASSWORD}, projectId {simulated.DEMO_PROJECT_ID}", file=sys.stderr)
+        print(f"  days {data or f'{served[0]} to {served[-1]}, {events_per_day:,} events each'}", file=sys.stderr)
+        await asyncio.Event().wait()
+    finally:
+        await server.stop()

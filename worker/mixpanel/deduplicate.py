@@ -1,0 +1,115 @@
+"""Mixpanel's rule for duplicates, exact for a day of any size in bounded memory.
+
+Events with the same event name, distinct_id, time and `$insert_id` are one event; the one that was processed last counts.
+An event without `$insert_id` is never a duplicate (Mixpanel, event deduplication).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+RECORD = np.dtype(
+    [("key0", "<u8"), ("key1", "<u8"), ("processed", "<i8"), ("content", "<u8"), ("row", "<i8")], align=False
+)
+PARTITIONS = 256
+
+
+class Deduplicator:
+    """Takes the keys of a day block by block, then says which rows lose. Use as a context manager.
+
+    Two keys are the same when their 128 bits are. Of rows that were processed at the same time the one with the larger
+    `content` wins, so that the answer does not hang on the order of rows; the first of rows with equal content wins.
+    Above `memory_bytes` the records go to `folder`, split by key, and are compared part by part.
+    """
+
+    def __init__(self, folder: Path, memory_bytes: int) -> None:
+        self._folder = folder
+        self._memory_records = max(memory_bytes // RECORD.itemsize, 1)
+        self._held: list[NDArray[np.void]] = []
+        self._held_records = 0
+        self._rows = 0
+        self._spilled: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._spilled is not None:
+            self._spilled.cleanup()
+
+    def add(self, keys: NDArray[np.uint64], processed: NDArray[np.int64], content: NDArray[np.uint64]) -> None:
+        """The next rows in order. `keys` has two columns; a row whose key is all zero cannot be a duplicate."""
+        rows = np.flatnonzero(keys.any(axis=1))
+        records = np.empty(len(rows), dtype=RECORD)
+        records["key0"], records["key1"] = keys[rows, 0], keys[rows, 1]
+        records["processed"], records["content"] = processed[rows], content[rows]
+        records["row"] = rows + self._rows
+        self._rows += len(keys)
+        self._held.append(records)
+        self._held_records += len(records)
+        if self._held_records > self._memory_records:
+            self._spill()
+
+    def kept(self) -> NDArray[np.bool_]:
+        """For each row added, in order: whether it stays. Nothing may be added afterwards."""
+        kept = np.ones(self._rows, dtype=bool)
+        if self._spilled is None:
+            kept[_losers(self._take())] = False
+            return kept
+        self._spill()
+        for part in range(PARTITIONS):
+            path = self._part(part)
+            with open(path, "rb") as file:  # noqa: PTH123 - numpy wants a file
+                kept[_losers(np.fromfile(file, dtype=RECORD))] = False
+        return kept
+
+    def _take(self) -> NDArray[np.void]:
+        held, self._held, self._held_records = self._held, [], 0
+        return np.concatenate(held) if held else np.empty(0, dtype=RECORD)
+
+    def _part(self, part: int) -> str:
+        assert self._spilled is not None
+        return f"{self._spilled.name}/{part:03}"
+
+    def _spill(self) -> None:
+        if self._spilled is None:
+            self._spilled = tempfile.TemporaryDirectory(prefix="keys-", dir=self._folder)
+            for part in range(PARTITIONS):
+                open(self._part(part), "wb").close()  # noqa: PTH123, SIM115
+        records = self._take()
+        part_of = (records["key0"] >> np.uint64(56)).astype(np.uint8)
+        order = np.argsort(part_of, kind="stable")
+        bounds = np.searchsorted(part_of[order], np.arange(PARTITIONS + 1))
+        for part in range(PARTITIONS):
+            chosen = order[bounds[part] : bounds[part + 1]]
+            if len(chosen):
+                with open(self._part(part), "ab") as file:  # noqa: PTH123
+                    records[chosen].tofile(file)
+
+
+def _losers(records: NDArray[np.void]) -> NDArray[np.int64]:
+    """The row numbers of all but the winner of each key."""
+    ordered = np.sort(records["key0"])
+    repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    if not len(repeated):
+        return np.empty(0, dtype=np.int64)
+    at = np.minimum(np.searchsorted(repeated, records["key0"]), len(repeated) - 1)
+    rivals = records[repeated[at] == records["key0"]]
+    order = np.lexsort(
+        (rivals["row"], ~rivals["content"], -rivals["processed"], rivals["key1"], rivals["key0"])
+    )
+    rivals = rivals[order]
+    same = (rivals["key0"][1:] == rivals["key0"][:-1]) & (rivals["key1"][1:] == rivals["key1"][:-1])
+    losers: NDArray[np.int64] = rivals["row"][1:][same]
+    return losers

@@ -1,0 +1,239 @@
+"""Mixpanel's raw event export, one project day a request, streamed into a spool.
+
+What the server really does, and what a client must not trust, is in the docstrings of this module and of `body`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import ssl
+from typing import TYPE_CHECKING, Protocol, Self
+
+import aiohttp
+
+from worker.errors import (
+    DayNotBegunError,
+    ExportBrokenError,
+    ExportRefusedError,
+    ExportThrottledError,
+    ExportUnavailableError,
+    SourceError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import date
+    from types import TracebackType
+
+    from worker.mixpanel.spool import Spool
+    from worker.model import Credentials, Source
+    from worker.settings import Settings
+
+EXPORT_PATH = "/api/2.0/export"
+WRITE_BYTES = 1 << 18
+ERROR_BODY_BYTES = 4096
+ERROR_TEXT_CHARACTERS = 500
+LEAST_BYTES_PER_WINDOW = 16 << 10
+"""A body that brings less than this in WORKER_IDLE_SECONDS has stalled; a socket time-out does not see a byte now and then."""
+
+ADVICE = {
+    400: "Check events, where and the dates of the flow.",
+    401: "Check user name, password and projectId, and that params.region is the region of the project.",
+    402: "Mixpanel asks for payment; see the plan and billing page of the organization.",
+    403: "Give the service account a role in the project that may export raw data.",
+    404: "Check that params.host or params.region is a host of Mixpanel.",
+}
+
+
+class Exports(Protocol):
+    """Where exports come from: Mixpanel, or a test's memory."""
+
+    async def fetch(self, source: Source, day: date, spool: Spool, on_bytes: Callable[[int], None]) -> None:
+        """Write the body of `day` into `spool` as it arrives and finish the spool.
+
+        `on_bytes` is called with the size of each piece. Raises SourceError; the spool is then left unfinished.
+        """
+
+
+class MixpanelExports:
+    """The real exports, over one connection pool. Use as an async context manager.
+
+    No redirect is followed, no proxy or netrc of the environment is used, no cookie is kept: credentials go in the
+    header of the one request to the one host that the flow names.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            auto_decompress=False,
+            trust_env=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            # long exports must outlive any total time limit; the limits that make sense are kept below
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._settings.connect_seconds),
+            headers={"User-Agent": "mixpanel-worker"},
+            read_bufsize=1 << 20,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def fetch(self, source: Source, day: date, spool: Spool, on_bytes: Callable[[int], None]) -> None:
+        assert self._session is not None, "use MixpanelExports as a context manager"
+        url = source.base_url + EXPORT_PATH
+        headers = {
+            "Authorization": authorization(source.credentials),
+            "Accept": "text/plain",
+            "Accept-Encoding": "gzip",
+        }
+        try:
+            async with asyncio.timeout(self._settings.first_byte_seconds):
+                response = await self._session.get(
+                    url, params=parameters(source, day), headers=headers, allow_redirects=False
+                )
+            async with response:
+                if response.status != 200:  # noqa: PLR2004
+                    raise await _refusal(response, source.credentials)
+                await self._receive(response, spool, on_bytes)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _unreachable(error, source, self._settings) from error
+
+    async def _receive(
+        self, response: aiohttp.ClientResponse, spool: Spool, on_bytes: Callable[[int], None]
+    ) -> None:
+        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        if encoding not in {"gzip", "x-gzip", "identity", ""}:
+            raise ExportBrokenError(f"The export came in an encoding nobody asked for: {encoding[:40]!r}.", reason="encoding")
+        proves_end = response.headers.get("Content-Length") is not None or (
+            response.headers.get("Transfer-Encoding", "").lower() == "chunked"
+        )
+        loop = asyncio.get_running_loop()
+        gathered = bytearray()
+        window_bytes = 0
+        window_seconds = self._settings.idle_seconds
+        try:
+            async with asyncio.timeout(window_seconds) as window:
+                async for piece in response.content.iter_any():
+                    gathered += piece
+                    window_bytes += len(piece)
+                    if window_bytes >= LEAST_BYTES_PER_WINDOW:
+                        window.reschedule(loop.time() + window_seconds)
+                        window_bytes = 0
+                    if len(gathered) >= WRITE_BYTES:
+                        data, gathered = gathered, bytearray()
+                        on_bytes(len(data))
+                        await asyncio.to_thread(spool.write, data)
+        except TimeoutError as error:
+            raise ExportBrokenError(
+                f"The export stalled: less than {LEAST_BYTES_PER_WINDOW} bytes in {window_seconds:g} seconds.", reason="stalled"
+            ) from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise ExportBrokenError(f"The export broke off ({type(error).__name__}).", reason="transport") from error
+        if gathered:
+            on_bytes(len(gathered))
+            await asyncio.to_thread(spool.write, gathered)
+        spool.finish(proves_end=proves_end)
+
+
+def authorization(credentials: Credentials) -> str:
+    """The header of Basic authentication; a project secret is a user name with an empty password."""
+    pair = f"{credentials.username}:{credentials.password.reveal()}"
+    return "Basic " + base64.b64encode(pair.encode()).decode()
+
+
+def parameters(source: Source, day: date) -> dict[str, str]:
+    """The query of one day's export. `project_id` goes with a service account only (Mixpanel, project secret)."""
+    query = {"from_date": day.isoformat(), "to_date": day.isoformat()}
+    if not source.credentials.is_project_secret:
+        query["project_id"] = source.project_id
+    if source.events:
+        query["event"] = json.dumps(list(source.events), ensure_ascii=False)
+    if source.where:
+        query["where"] = source.where
+    return query
+
+
+async def _refusal(response: aiohttp.ClientResponse, credentials: Credentials) -> SourceError:
+    """The error for a status other than 200. The body may be JSON or plain text, at any status."""
+    body = await response.content.read(ERROR_BODY_BYTES)
+    said = scrub(_error_text(body), credentials)
+    status = response.status
+    message = f"Mixpanel answered {status}: {said}" if said else f"Mixpanel answered {status}."
+    if status == 429:  # noqa: PLR2004
+        return ExportThrottledError(message, retry_after_seconds=_retry_after(response))
+    if status >= 500 or status == 408:  # noqa: PLR2004
+        return ExportUnavailableError(message)
+    if status == 400 and "later than today" in said.lower():  # noqa: PLR2004
+        return DayNotBegunError(message)
+    if status == 400 and "authenticate" in said.lower():  # noqa: PLR2004
+        return ExportRefusedError(message, status=401, advice=ADVICE[401])
+    if 300 <= status < 400:  # noqa: PLR2004
+        return ExportRefusedError(
+            f"The server answered {status}, a redirect, which is not followed.", status=status, advice=ADVICE[404]
+        )
+    return ExportRefusedError(message, status=status, advice=ADVICE.get(status))
+
+
+def _error_text(body: bytes) -> str:
+    text = body.decode("utf-8", "replace").strip()
+    try:
+        document = json.loads(text)
+    except ValueError:
+        pass
+    else:
+        if isinstance(document, dict) and isinstance(document.get("error"), str):
+            text = document["error"]
+    printable = "".join(character if character.isprintable() else " " for character in text)
+    return printable[:ERROR_TEXT_CHARACTERS]
+
+
+def scrub(text: str, credentials: Credentials) -> str:
+    """`text` without the password and without the header made of it, should a server repeat them."""
+    secrets = [authorization(credentials).removeprefix("Basic "), credentials.password.reveal()]
+    if credentials.is_project_secret:
+        secrets.append(credentials.username)
+    for secret in filter(None, secrets):
+        text = text.replace(secret, "***")
+    return text
+
+
+def _retry_after(response: aiohttp.ClientResponse) -> float | None:
+    """`Retry-After` in seconds, from a number or an HTTP date; the longest of several; None if there is no usable one."""
+    from datetime import UTC, datetime
+    from email.utils import parsedate_to_datetime
+
+    waits = []
+    for value in response.headers.getall("Retry-After", []):
+        text = value.strip()
+        try:
+            if text.isascii() and text.isdigit():
+                waits.append(float(text))
+            else:
+                when = parsedate_to_datetime(text)
+                when = when if when.tzinfo else when.replace(tzinfo=UTC)
+                waits.append((when - datetime.now(UTC)).total_seconds())
+        except (ValueError, OverflowError):
+            continue
+    return max(waits) if waits and max(waits) > 0 else None
+
+
+def _unreachable(error: BaseException, source: Source, settings: Settings) -> SourceError:
+    host = source.base_url
+    if isinstance(error, aiohttp.ClientConnectorCertificateError | ssl.SSLError) or isinstance(
+        getattr(error, "os_error", None), ssl.SSLError
+    ):
+        return ExportRefusedError(f"The certificate of {host} is not valid.", status=495, advice=ADVICE[404])
+    if isinstance(error, aiohttp.ServerTimeoutError):
+        return ExportUnavailableError(f"{host} did not answer within {settings.connect_seconds:g} seconds.")
+    if isinstance(error, TimeoutError):
+        return ExportUnavailableError(f"{host} sent nothing within {settings.first_byte_seconds:g} seconds.")
+    # the text of an aiohttp error can hold the whole URL: only its kind is passed on
+    return ExportUnavailableError(f"{host} could not be reached ({type(error).__name__}).")

@@ -1,0 +1,316 @@
+"""One run of a flow: attempts, intent, commit, record, recovery.
+
+The order of a day is the promise: the attempt is saved before the work, the intent before the target changes, rejects
+are committed before rows, the record comes last. Whatever dies in between, the target holds the day as it was or whole,
+and the next run asks the target, never its own memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections import deque
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from worker import events
+from worker.errors import (
+    CommitUnknownError,
+    DayNotBegunError,
+    ExportThrottledError,
+    InterruptedRunError,
+    SourceError,
+    WorkerError,
+)
+from worker.model import Issue, LoadState, Receipt, Run, RunState
+from worker.pipeline import REJECTS_SCHEMA, DayPlan
+from worker.sinks.base import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import date, tzinfo
+
+    from worker.events import Listener
+    from worker.mapping.mapper import Mapper
+    from worker.model import Flow, Load
+    from worker.pipeline import Pipeline, StagedDay
+    from worker.settings import Settings
+    from worker.sinks.base import Sink
+    from worker.store import Store
+
+FIRST_RETRY_SECONDS = 1.0
+ASK_AGAIN_SECONDS = 1.0
+ASK_AGAIN_TIMES = 5
+KEPT_ISSUES = 100
+
+
+def now_utc() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """A flow, compiled, and the days to run, ascending, all of which exist in `zone`."""
+
+    flow: Flow
+    mapper: Mapper
+    days: tuple[date, ...]
+    zone: tzinfo
+    window: tuple[datetime, datetime]
+
+
+class Runner:
+    """Runs flows, one run at a time. The ports are given: a store, a sink, a pipeline over the exports."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        sink: Sink,
+        pipeline: Pipeline,
+        listener: Listener,
+        clock: Callable[[], datetime] = now_utc,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._sink = sink
+        self._pipeline = pipeline
+        self._listener = listener
+        self._clock = clock
+
+    async def run(self, request: RunRequest) -> Run:
+        """Run the days in order and give the record of the run, whether it succeeded or failed.
+
+        Raises StoreError when nothing can be recorded, and CancelledError after leaving everything in order: a commit
+        that was under way is finished, all other days are as they were.
+        """
+        flow = request.flow
+        run = Run(
+            id=str(uuid4()),
+            flow_id=flow.id,
+            flow_name=flow.name,
+            dataset_id=flow.target.dataset_id,
+            state=RunState.IN_PROGRESS,
+            started_at=self._clock(),
+            first_day=request.days[0],
+            last_day=request.days[-1],
+            window_start=request.window[0],
+            window_end=request.window[1],
+        )
+        await asyncio.to_thread(self._store.save_run, run)
+        self._listener(events.RunStarted(run, request.days))
+        progress = _Progress(run)
+        error: WorkerError | None = None
+        try:
+            await self._run_days(request, progress)
+        except WorkerError as failure:
+            error = failure
+        except asyncio.CancelledError:
+            await self._end(progress, InterruptedRunError())
+            raise
+        return await self._end(progress, error)
+
+    async def _end(self, progress: _Progress, error: WorkerError | None) -> Run:
+        run = replace(
+            progress.run,
+            state=RunState.FAILED if error else RunState.SUCCESS,
+            completed_at=self._clock(),
+            updated_at=self._clock(),
+            error_code=error.code if error else None,
+            error_message=str(error) if error else None,
+        )
+        await asyncio.to_thread(self._store.save_run, run)
+        self._listener(events.RunEnded(run))
+        return run
+
+    async def _run_days(self, request: RunRequest, progress: _Progress) -> None:
+        flow = request.flow
+        plan = DayPlan(
+            flow.source,
+            request.mapper,
+            self._sink,
+            Table(flow.target.dataset_id, request.mapper.schema, flow.id, request.mapper.notes),
+            Table(flow.target.rejects_table, REJECTS_SCHEMA, flow.id),
+            flow.options,
+        )
+        await asyncio.to_thread(self._settle_open_loads, flow)
+        await asyncio.to_thread(self._sink.prepare, plan.rows_table)
+        await asyncio.to_thread(self._sink.prepare, plan.rejects_table)
+        waiting = deque(request.days)
+        under_way: deque[asyncio.Task[StagedDay | None]] = deque()
+        try:
+            while waiting or under_way:
+                while waiting and len(under_way) <= self._settings.days_ahead:
+                    day = waiting.popleft()
+                    under_way.append(asyncio.create_task(self._stage(plan, flow, progress.run.id, day)))
+                staged = await under_way[0]
+                under_way.popleft()
+                if staged is not None:
+                    await self._finish(self._commit(staged, progress))
+        finally:
+            for task in under_way:
+                task.cancel()
+            for staged in await asyncio.gather(*under_way, return_exceptions=True):
+                if not isinstance(staged, BaseException) and staged is not None:
+                    await asyncio.to_thread(staged.abandon)
+                    await asyncio.to_thread(self._fail, staged.load, InterruptedRunError())
+
+    def _settle_open_loads(self, flow: Flow) -> None:
+        """A load that an earlier process left open is a question to the target, never a guess."""
+        for record in self._store.open_loads(flow.id):
+            load = record.load
+            landed = self._sink.landed(flow.target.dataset_id, flow.id, load.day)
+            if landed is not None and landed.batch_id == load.batch_id:
+                self._store.adopt(landed)
+                self._listener(events.DayRecovered(landed))
+            else:
+                self._fail(load, InterruptedRunError())
+
+    async def _stage(self, plan: DayPlan, flow: Flow, run_id: str, day: date) -> StagedDay | None:
+        """Begin the load of a day and stage it, trying again where that helps. None: the day has not begun there."""
+        load = await asyncio.to_thread(self._begin, flow, run_id, day)
+        attempt = throttled = 0
+        try:
+            while True:
+                await self._take_turn(flow, day)
+                attempt += 1
+                try:
+                    return await self._pipeline.stage_day(plan, load, attempt, self._clock())
+                except SourceError as error:
+                    if isinstance(error, DayNotBegunError):
+                        await asyncio.to_thread(self._fail, load, error)
+                        self._listener(events.DayLeftOut(flow.id, day))
+                        return None
+                    if isinstance(error, ExportThrottledError) and throttled < 2 * self._settings.export_attempts:
+                        throttled += 1
+                        attempt -= 1
+                        wait_seconds = self._throttle_seconds(error, throttled)
+                        until = self._clock() + timedelta(seconds=wait_seconds)
+                        await asyncio.to_thread(self._store.hold_requests, flow.source.project_id, until)
+                    elif error.retry and attempt < self._settings.export_attempts:
+                        wait_seconds = self._backoff_seconds(attempt)
+                    else:
+                        self._listener(events.ExportFailed(flow.id, day, error.code, str(error), None))
+                        raise
+                    self._listener(events.ExportFailed(flow.id, day, error.code, str(error), wait_seconds))
+                    await asyncio.sleep(wait_seconds)
+        except asyncio.CancelledError:
+            await asyncio.to_thread(self._fail, load, InterruptedRunError())
+            raise
+        except WorkerError as error:
+            error.add_note(f"day {day}")
+            await asyncio.to_thread(self._fail, load, error)
+            raise
+
+    def _begin(self, flow: Flow, run_id: str, day: date) -> Load:
+        landed = self._sink.landed(flow.target.dataset_id, flow.id, day)
+        return self._store.begin_load(
+            flow.id, day, run_id, self._clock(), after_generation=landed.generation if landed else 0
+        )
+
+    async def _take_turn(self, flow: Flow, day: date) -> None:
+        """Wait until the project's quota has room, and take it."""
+        while True:
+            wait_seconds = await asyncio.to_thread(
+                self._store.reserve_request,
+                flow.source.project_id,
+                self._clock(),
+                self._settings.exports_per_hour,
+                self._settings.exports_per_second,
+            )
+            if wait_seconds <= 0:
+                return
+            self._listener(events.ExportWaiting(flow.id, day, wait_seconds, "quota"))
+            await asyncio.sleep(wait_seconds)
+
+    def _throttle_seconds(self, error: ExportThrottledError, times: int) -> float:
+        own = self._backoff_seconds(times)
+        asked = error.retry_after_seconds or 0.0
+        return min(max(own, asked), self._settings.retry_after_max_seconds)
+
+    def _backoff_seconds(self, attempt: int) -> float:
+        """Exponential, with full jitter above a floor, so that several workers do not come back together."""
+        ceiling = min(FIRST_RETRY_SECONDS * 2.0 ** (attempt - 1), self._settings.retry_wait_max_seconds)
+        return ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+
+    @staticmethod
+    async def _finish(step: asyncio.coroutines.Coroutine[None, None, None]) -> None:
+        """Await `step` to its end even when this task is cancelled meanwhile, and be cancelled after it."""
+        task = asyncio.ensure_future(step)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            with contextlib.suppress(WorkerError):
+                await task
+            raise
+
+    async def _commit(self, staged: StagedDay, progress: _Progress) -> None:
+        load = staged.load
+        receipt = Receipt(
+            flow_id=load.flow_id,
+            day=load.day,
+            generation=load.generation,
+            batch_id=load.batch_id,
+            run_id=load.run_id,
+            exported_at=staged.exported_at,
+            committed_at=self._clock(),
+            tally=staged.tally,
+            input_bytes=staged.input_bytes,
+            output_bytes=staged.output_bytes,
+            file_count=staged.file_count,
+        )
+        try:
+            await asyncio.to_thread(self._store.save_load, load, LoadState.COMMITTING)
+            self._listener(events.DayCommitting(load))
+            await asyncio.to_thread(staged.rejects.commit, receipt)
+            self._listener(events.RejectsCommitted(load, staged.tally.failed))
+            await asyncio.to_thread(staged.rows.commit, receipt)
+            self._listener(events.RowsCommitted(receipt))
+        except CommitUnknownError:
+            # the load stays committing: the next run asks the target, and nothing is deleted meanwhile
+            raise
+        except WorkerError as error:
+            error.add_note(f"day {load.day}")
+            await asyncio.to_thread(staged.abandon)
+            await asyncio.to_thread(self._fail, load, error)
+            raise
+        progress.add(receipt, staged.issues, self._clock())
+        await asyncio.to_thread(self._store.save_load, load, LoadState.SUCCEEDED, receipt=receipt)
+        await asyncio.to_thread(self._store.save_run, progress.run)
+        self._listener(events.DaySucceeded(receipt))
+
+    def _fail(self, load: Load, error: WorkerError) -> None:
+        self._store.save_load(load, LoadState.FAILED, error_code=error.code, error_message=str(error))
+        self._listener(events.DayFailed(load, error.code, str(error)))
+
+
+class _Progress:
+    """The run as far as it has come."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def add(self, receipt: Receipt, issues: Sequence[Issue], now: datetime) -> None:
+        run = self.run
+        counted = {(issue.code, issue.message): issue for issue in run.issues}
+        for issue in issues:
+            known = counted.get((issue.code, issue.message))
+            if known is not None:
+                counted[issue.code, issue.message] = replace(known, count=known.count + issue.count)
+            elif len(counted) < KEPT_ISSUES:
+                counted[issue.code, issue.message] = issue
+        self.run = replace(
+            run,
+            updated_at=now,
+            days_committed=run.days_committed + 1,
+            tally=run.tally + receipt.tally,
+            input_bytes=run.input_bytes + receipt.input_bytes,
+            output_bytes=run.output_bytes + receipt.output_bytes,
+            input_files=run.input_files + 1,
+            output_files=run.output_files + receipt.file_count,
+            batch_ids=(*run.batch_ids, receipt.batch_id),
+            issues=tuple(counted.values()),
+        )

@@ -1,0 +1,282 @@
+"""The use cases that every door calls: run flows, check a flow, preview one, list runs, ask the lake."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from worker.errors import ConfigurationError, DayNotBegunError, ExportBrokenError
+from worker.flow_file import load_flow
+from worker.mapping.mapper import compile_mapper
+from worker.mapping.mapping_set import load_mapping_set, parse_mapping_set
+from worker.mixpanel.calendar import calendar_zone, day_bounds, today
+from worker.model import Flow, RunState
+from worker.runner import Runner, RunRequest, now_utc
+from worker.schedule import complete_until, days_due
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from datetime import date, datetime
+
+    from worker.events import Listener
+    from worker.flow_file import FlowFile
+    from worker.mapping.mapper import Mapper
+    from worker.model import Run
+    from worker.settings import Settings
+    from worker.store import Store
+
+PREVIEW_ROWS = 100
+"""As many as Adobe's explore call shows at most."""
+PREVIEW_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedFlow:
+    """A flow file that was read, checked and compiled without a network."""
+
+    flow: Flow
+    mapper: Mapper
+    definition: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What one run of a flow will cover. `not_begun`: days that were asked for but lie after today."""
+
+    prepared: PreparedFlow
+    request: RunRequest | None
+    not_begun: tuple[date, date] | None
+
+
+def prepare_flow(path: Path, environ: Mapping[str, str], settings: Settings) -> PreparedFlow:
+    """Read, check and compile the flow file at `path`. Raises ConfigurationError; nothing is started."""
+    file = load_flow(path, environ, settings)
+    try:
+        mapping_set, schema = _mapping_of(file)
+        mapper = compile_mapper(mapping_set, schema)
+    except ConfigurationError as error:
+        where = file.mapping_path if file.mapping_path is not None else f"{path}: mappingSet"
+        raise ConfigurationError(f"{where}: {error.message}", advice=error.advice) from error
+    flow = Flow(file.flow_id, file.name, file.source, file.target, file.options, file.schedule, file.description)
+    return PreparedFlow(flow, mapper, file.definition)
+
+
+def _mapping_of(file: FlowFile) -> tuple[Any, Any]:
+    if file.mapping_document is not None:
+        return parse_mapping_set(file.mapping_document), None
+    assert file.mapping_path is not None
+    return load_mapping_set(file.mapping_path)
+
+
+def plan_run(
+    prepared: PreparedFlow, store: Store, first: date | None, last: date | None, now: datetime
+) -> Planned:
+    """The days that a run started `now` covers: those asked for, or those since the last complete day."""
+    flow = prepared.flow
+    zone = calendar_zone(flow.source)
+    receipts = {day: receipt.exported_at for day, receipt in store.succeeded_receipts(flow.id).items()}
+    plan = days_due(
+        zone,
+        now,
+        complete_until=complete_until(receipts, zone),
+        lookback_days=flow.source.lookback_days,
+        first=first,
+        last=last,
+    )
+    if not plan.days:
+        return Planned(prepared, None, plan.not_begun)
+    window = day_bounds(plan.days[0], zone)[0], day_bounds(plan.days[-1], zone)[1]
+    return Planned(prepared, RunRequest(flow, prepared.mapper, plan.days, zone, window), plan.not_begun)
+
+
+async def run_once(
+    prepared: Sequence[PreparedFlow],
+    settings: Settings,
+    listener: Listener,
+    *,
+    first: date | None = None,
+    last: date | None = None,
+    on_planned: Callable[[Planned], None] = lambda planned: None,
+    clock: Callable[[], datetime] = now_utc,
+) -> list[Run]:
+    """Run each flow once and give the records. Raises ConfigurationError before anything is started.
+
+    A run that fails does not keep the next flow from running. When this is cancelled, the run under way ends in order.
+    """
+    from worker.mixpanel.export import MixpanelExports
+    from worker.pipeline import Pipeline
+    from worker.sinks import open_sink
+    from worker.store import open_store
+
+    _check_datasets(prepared)
+    runs: list[Run] = []
+    async with AsyncExitStack() as stack:
+        store = stack.enter_context(await asyncio.to_thread(open_store, settings.state))
+        planned = [plan_run(one, store, first, last, clock()) for one in prepared]
+        exports = await stack.enter_async_context(MixpanelExports(settings))
+        pipeline = stack.enter_context(Pipeline(settings, exports, listener))
+        for plan in planned:
+            on_planned(plan)
+            if plan.request is None:
+                continue
+            flow = plan.prepared.flow
+            await asyncio.to_thread(store.save_flow, flow.id, flow.name, plan.prepared.definition)
+            sink = open_sink(flow.target.format, str(settings.lake))
+            runs.append(await Runner(settings, store, sink, pipeline, listener, clock).run(plan.request))
+    return runs
+
+
+def _check_datasets(prepared: Sequence[PreparedFlow]) -> None:
+    """Two flows with one name, or one dataset, would overwrite each other."""
+    names: dict[str, None] = {}
+    datasets: dict[str, str] = {}
+    for one in prepared:
+        name, dataset = one.flow.name, one.flow.target.dataset_id
+        if name in names:
+            raise ConfigurationError(f"Two flow files have the name {name!r}.", advice="Give each flow a name of its own.")
+        if dataset in datasets:
+            raise ConfigurationError(
+                f"The flows {datasets[dataset]!r} and {name!r} have one dataset, {dataset}.",
+                advice="Give each flow a dataset of its own: a run replaces whole days of it.",
+            )
+        names[name] = None
+        datasets[dataset] = name
+
+
+def failed_runs(runs: Sequence[Run]) -> list[Run]:
+    return [run for run in runs if run.state is RunState.FAILED]
+
+
+def list_runs(settings: Settings, flow_name: str | None, limit: int) -> list[Run]:
+    """The newest runs, newest first. Raises ConfigurationError when there is no state database yet."""
+    from worker.store import open_store
+
+    path = Path(settings.state.removeprefix("sqlite:///"))
+    if settings.state.startswith("sqlite:///") and not path.exists():
+        raise ConfigurationError(f"There is no state database at {path}: nothing has run here yet.")
+    with open_store(settings.state) as store:
+        runs = store.runs(flow_name, limit)
+        if flow_name is not None and not runs and flow_name not in {flow.name for flow in store.flows()}:
+            known = ", ".join(repr(flow.name) for flow in store.flows()) or "none"
+            raise ConfigurationError(f"There is no flow {flow_name!r}; the flows that have run are: {known}.")
+        return runs
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """Real rows of one day: as Adobe's explore call shows them, and as the mapping set makes them."""
+
+    day: date
+    explore: dict[str, Any]
+    mapped: list[dict[str, Any]]
+    rejects: list[str]
+    warnings: list[str]
+
+
+async def preview(prepared: PreparedFlow, settings: Settings, *, day: date | None, rows: int) -> Preview:
+    """Export one day (today, or the newest earlier day of the lookback that has events) and show its first rows.
+
+    The export is left as soon as there are enough lines; it takes one request of the quota a day that is tried.
+    """
+    from worker.mixpanel.export import MixpanelExports
+    from worker.store import open_store
+
+    flow = prepared.flow
+    zone = calendar_zone(flow.source)
+    plan = days_due(zone, now_utc(), complete_until=None, lookback_days=flow.source.lookback_days, first=day, last=day)
+    if not plan.days:
+        raise ConfigurationError(f"{day} has not begun; today is {today(zone, now_utc())}.")
+    with open_store(settings.state) as store:
+        async with MixpanelExports(settings) as exports:
+            for candidate in reversed(plan.days):
+                wait_seconds = store.reserve_request(
+                    flow.source.project_id, now_utc(), settings.exports_per_hour, settings.exports_per_second
+                )
+                while wait_seconds > 0:
+                    await asyncio.sleep(wait_seconds)
+                    wait_seconds = store.reserve_request(
+                        flow.source.project_id, now_utc(), settings.exports_per_hour, settings.exports_per_second
+                    )
+                try:
+                    head = await _head(exports, flow, candidate, settings, rows)
+                except DayNotBegunError:
+                    continue
+                if head.strip():
+                    return _preview(prepared, settings, candidate, head, rows)
+    return Preview(plan.days[-1], {"format": "hierarchical", "schema": {"type": "object"}, "data": []}, [], [], [])
+
+
+async def _head(exports: Any, flow: Flow, day: date, settings: Settings, rows: int) -> bytes:
+    """The first lines of a day, whole; the rest of the export is not waited for."""
+    from worker.mixpanel.body import inflate
+    from worker.mixpanel.spool import ExportAbandonedError, Spool
+
+    settings.spool.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(prefix="preview-", dir=settings.spool) as folder, Spool(Path(folder) / "export") as spool:
+
+        def read() -> tuple[bytes, bool]:
+            head = bytearray()
+            for piece in inflate(spool):
+                head += piece
+                if head.count(b"\n") >= rows or len(head) >= PREVIEW_BYTES:
+                    return bytes(head), False
+            return bytes(head), True
+
+        reading = asyncio.create_task(asyncio.to_thread(read))
+        fetching = asyncio.ensure_future(exports.fetch(flow.source, day, spool, lambda size: None))
+        await asyncio.wait({reading, fetching}, return_when=asyncio.FIRST_COMPLETED)
+        if fetching.done() and isinstance(error := fetching.exception(), Exception):
+            spool.fail(error)
+        head, ended = await reading
+        fetching.cancel()
+        await asyncio.gather(fetching, return_exceptions=True)
+        if not ended:
+            spool.fail(ExportAbandonedError())
+            head = head[: head.rfind(b"\n") + 1]
+    return head
+
+
+def _preview(prepared: PreparedFlow, settings: Settings, day: date, head: bytes, rows: int) -> Preview:
+    import orjson
+
+    from worker.mixpanel.body import Block, is_sentinel
+    from worker.mixpanel.decode import Decoder
+    from worker.mixpanel.explore import explore_document
+
+    lines = head.split(b"\n")[:rows]
+    data = b"\n".join(lines) + b"\n"
+    decoder = Decoder(
+        prepared.mapper.paths, max_line_bytes=settings.max_line_bytes, max_raw_bytes=settings.max_reject_bytes
+    )
+    decoded = decoder.decode(Block(data))
+    for reject in decoded.rejects:
+        if is_sentinel(reject.raw):
+            raise ExportBrokenError("Mixpanel ended the export before its end.", reason="terminated_early")
+    mapped = prepared.mapper.map(decoded.texts[: len(prepared.mapper.paths)])
+    records = [orjson.loads(lines[row]) for row in decoded.rows]
+    kept = set(range(mapped.batch.num_rows)) - set(mapped.rejected.tolist())
+    rejects = [f"line {reject.row + 1}: {reject.reason}" for reject in decoded.rejects]
+    rejects += [
+        f"line {decoded.rows[row] + 1}: {reason}" for row, reason in zip(mapped.rejected, mapped.reasons, strict=True)
+    ]
+    return Preview(
+        day,
+        explore_document(records),
+        [row for index, row in enumerate(mapped.batch.to_pylist()) if index in kept],
+        rejects,
+        [f"{issue.message} ({issue.count} rows, first: {issue.sample!r})" for issue in mapped.warnings],
+    )
+
+
+def query(settings: Settings, sql: str) -> Any:
+    """Run SQL over the tables of the lake with DuckDB and give the result as a DuckDB relation.
+
+    Every table of the lake is a view of its name, reading the live files of its newest version.
+    """
+    from worker.lake import open_lake
+
+    return open_lake(settings.lake).sql(sql)
