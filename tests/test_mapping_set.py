@@ -24,7 +24,7 @@ def mapping_set(*mappings: object, **more: Any) -> dict[str, Any]:
 
 
 def test_the_shipped_set_is_the_tutorials() -> None:
-    parsed, schema = load_mapping_set(TUTORIAL)
+    parsed, schema = load_mapping_set(TUTORIAL / "mapping.json")
     assert schema is None
     assert parsed.version == 0
     assert parsed.xdm_schema_id is not None
@@ -176,7 +176,7 @@ def test_the_day_column_is_only_reserved_at_the_top() -> None:
 def test_reads_the_schema_that_stands_beside(tmp_path: Path) -> None:
     (tmp_path / "mapping.json").write_bytes(orjson.dumps(mapping_set(GOOD)))
     (tmp_path / "schema.json").write_text('{"$id": "urn:x", "properties": {"_x": {"type": "object"}}}')
-    _, schema = load_mapping_set(tmp_path)
+    _, schema = load_mapping_set(tmp_path / "mapping.json")
     assert schema is not None
     assert schema.identifier == "urn:x"
 
@@ -197,4 +197,4 @@ def test_a_bad_file_is_named(tmp_path: Path, mapping: str | None, schema: str | 
         if text is not None:
             (tmp_path / name).write_text(text)
     with pytest.raises(ConfigurationError, match=says):
-        load_mapping_set(tmp_path)
+        load_mapping_set(tmp_path / "mapping.json")

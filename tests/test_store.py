@@ -396,6 +396,12 @@ def test_requests_are_allowed_up_to_the_limits_and_a_refusal_records_nothing(sto
     assert store.reserve_request("p", NOW + timedelta(hours=1), 5, 3) == 0.0
 
 
+def test_a_clock_reading_that_arrives_late_still_meets_the_requests_of_its_hour(store: Store) -> None:
+    assert store.reserve_request("p", NOW, 2, 3) == 0.0
+    assert store.reserve_request("p", NOW + timedelta(hours=1), 2, 3) == 0.0
+    assert store.reserve_request("p", NOW + timedelta(minutes=59, seconds=59), 2, 3) == 1.0
+
+
 def test_a_hold_is_kept_and_never_shortened(store: Store) -> None:
     store.hold_requests("p", NOW + timedelta(seconds=40))
     store.hold_requests("p", NOW + timedelta(seconds=20))

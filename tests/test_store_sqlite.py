@@ -300,6 +300,12 @@ def test_a_file_that_is_moved_away_is_a_store_error(file: Path) -> None:
     assert not file.exists()
 
 
+def test_a_connection_never_creates_a_file_with_another_mode(file: Path) -> None:
+    with pytest.raises(sqlite3.OperationalError):
+        sql._connect(file)
+    assert not file.exists()
+
+
 # Several at once
 
 

@@ -1,12 +1,14 @@
-"""The command line. It parses, calls the service, and prints; standard output carries results, standard error the rest."""
+"""The command line: it parses, calls the service, and prints. Results go to standard output; only they do."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import sys
 import time
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
@@ -30,16 +32,22 @@ LARGEST_DAYS = 3660
 
 
 def _epilog() -> str:
+    """The settings as a table; the first line of it keeps typer from wrapping it."""
     from worker.settings import SETTINGS
 
-    lines = ["Settings, from the environment:", ""]
-    lines += [f"{setting.name}={setting.default}  {setting.meaning}" for setting in SETTINGS]
-    return "\n\n".join(lines)
+    width = max(len(setting.name) for setting in SETTINGS)
+    lines = ["\b", "Settings, from the environment:"]
+    for setting in SETTINGS:
+        lines.append(f"  {setting.name:{width}}  {setting.meaning}")
+        counted = f"{setting.default} {setting.unit}" if setting.default.isdigit() else setting.default or "none"
+        lines.append(f"  {'':{width}}  default: {counted}")
+    return "\n".join(lines)
 
 
 app = typer.Typer(
     name="mixpanel-worker",
     help="Moves Mixpanel events into your own lake: whole days, exactly once.",
+    epilog=_epilog(),
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -47,7 +55,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
-LakeOption = Annotated[Path | None, typer.Option("--lake", help="Folder of the tables (WORKER_LAKE).", show_default=False)]
+LakeOption = Annotated[
+    Path | None, typer.Option("--lake", help="Folder of the tables (WORKER_LAKE).", show_default=False)
+]
 StateOption = Annotated[str | None, typer.Option("--state", help="State database (WORKER_STATE).", show_default=False)]
 FlowArgument = Annotated[Path, typer.Argument(help="A flow file, YAML or JSON.", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]
@@ -64,7 +74,8 @@ class Interrupted(Exception):  # noqa: N818 - a request, not an error
 def main() -> NoReturn:
     """Entry point: turn what users do wrong into a message and an exit code, never into a stack trace."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
     except ConfigurationError as error:
         _complain(error)
         sys.exit(EXIT_WRONG)
@@ -72,18 +83,18 @@ def main() -> NoReturn:
         _complain(error)
         sys.exit(EXIT_FAILED)
     except Interrupted as interrupted:
+        print("Interrupted: days that were committed stay, all others are as they were.", file=sys.stderr)
         sys.exit(128 + interrupted.signal_number)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
         # the reader of our output has gone; nothing can be told to it any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_FAILED)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - raised again if it is a bug
         _usage_error(error)
-    sys.exit(EXIT_OK)
+    # typer gives the code of an Exit back when it does not end the process itself
+    sys.exit(code if isinstance(code, int) else EXIT_OK)
 
 
 def _usage_error(error: Exception) -> NoReturn:
@@ -114,12 +125,11 @@ def _settings(lake: Path | None = None, state: str | None = None, **others: obje
 def _day(text: str | None, option: str) -> date | None:
     if text is None:
         return None
-    try:
-        if len(text) != len("YYYY-MM-DD"):
-            raise ValueError(text)
-        return date.fromisoformat(text)
-    except ValueError:
-        raise ConfigurationError(f"{option} takes a date as YYYY-MM-DD, not {text!r}.") from None
+    # fromisoformat takes the number of a week, too
+    if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
+        with suppress(ValueError):
+            return date.fromisoformat(text)
+    raise ConfigurationError(f"{option} takes a date as YYYY-MM-DD, not {text!r}.")
 
 
 def _run_interruptibly(work: Coroutine[Any, Any, Result]) -> Result:
@@ -307,7 +317,9 @@ def _leafs(prepared: PreparedFlow) -> list[tuple[str, str]]:
 @app.command()
 def preview(
     flow: FlowArgument,
-    day: Annotated[str | None, typer.Option("--day", metavar="YYYY-MM-DD", help="A project day. Default: the newest with events.")] = None,
+    day: Annotated[
+        str | None, typer.Option("--day", metavar="YYYY-MM-DD", help="A project day. Default: the newest with events.")
+    ] = None,
     rows: Annotated[int, typer.Option("--rows", min=1, max=100, help="How many rows.")] = 100,
     as_json: JsonOption = False,
     state: StateOption = None,
@@ -322,7 +334,13 @@ def preview(
     prepared = prepare_flow(flow, os.environ, settings)
     seen = _run_interruptibly(preview_flow(prepared, settings, day=_day(day, "--day"), rows=rows))
     if as_json:
-        document = {"day": seen.day, "explore": seen.explore, "mapped": seen.mapped, "rejects": seen.rejects, "warnings": seen.warnings}
+        document = {
+            "day": seen.day,
+            "explore": seen.explore,
+            "mapped": seen.mapped,
+            "rejects": seen.rejects,
+            "warnings": seen.warnings,
+        }
         sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n")
         return
     print(f"Source fields of {seen.day}, over {len(seen.explore['data'])} rows:")
@@ -347,7 +365,9 @@ def _fields_of(schema: dict[str, Any], prefix: str = "") -> list[tuple[str, str]
 
 @app.command()
 def query(
-    sql: Annotated[str, typer.Argument(help="SQL; the tables of the lake are views of their names.", show_default=False)],
+    sql: Annotated[
+        str, typer.Argument(help="SQL; the tables of the lake are views of their names.", show_default=False)
+    ],
     lake: LakeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -374,13 +394,32 @@ def query(
 
 @app.command()
 def simulate(
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 8093,
-    days: Annotated[int, typer.Option("--days", min=1, max=LARGEST_DAYS, help="Days with events, up to yesterday.")] = 7,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")
+    ] = 8093,
+    days: Annotated[
+        int, typer.Option("--days", min=1, max=LARGEST_DAYS, help="Days with events, up to yesterday.")
+    ] = 7,
     events_per_day: Annotated[int, typer.Option("--events-per-day", min=0, max=100_000_000)] = 10_000,
     seed: Annotated[int, typer.Option("--seed", help="Another seed, other events.")] = 1,
-    data: Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Serve YYYY-MM-DD.jsonl or .jsonl.gz of this folder.", show_default=False)] = None,
-    fault: Annotated[list[str] | None, typer.Option("--fault", metavar="NAME[:TIMES]", help="A fault for the next exports; may be repeated. `--fault list` lists them.", show_default=False)] = None,
-    quota: Annotated[bool, typer.Option("--quota", help="Refuse more than 60 exports an hour and 3 a second, as Mixpanel does.")] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", metavar="DIR", help="Serve YYYY-MM-DD.jsonl or .jsonl.gz of this folder.", show_default=False
+        ),
+    ] = None,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fault",
+            metavar="NAME[:TIMES]",
+            help="A fault for the next exports; may be repeated. `--fault list` lists them.",
+            show_default=False,
+        ),
+    ] = None,
+    quota: Annotated[
+        bool, typer.Option("--quota", help="Refuse more than 60 exports an hour and 3 a second, as Mixpanel does.")
+    ] = False,
 ) -> None:
     """Serve a simulated Mixpanel on loopback: realistic events, or files, with faults by name."""
     from worker.mixpanel import simulator as simulated
@@ -399,12 +438,17 @@ async def _simulate(
 
     from worker.mixpanel import simulator as simulated
 
-    if data is not None and not data.is_dir():
+    if data is not None and not data.is_dir():  # noqa: ASYNC240 - before anything runs
         raise ConfigurationError(f"--data: there is no folder {data}.")
     yesterday = datetime.now(UTC).date() - timedelta(days=1)
     served = [yesterday - timedelta(days=back) for back in range(days)][::-1]
     server = simulated.Simulator(
-        data_directory=data, events_per_day=0 if data else events_per_day, days=served, seed=seed, port=port, quota=quota
+        data_directory=data,
+        events_per_day=0 if data else events_per_day,
+        days=served,
+        seed=seed,
+        port=port,
+        quota=quota,
     )
     for text in faults:
         name, _, times = text.partition(":")
@@ -415,10 +459,16 @@ async def _simulate(
     try:
         await server.start()
     except OSError as error:
-        raise ConfigurationError(f"Port {port} cannot be opened: {error.strerror}.", advice="Choose another --port.") from None
+        raise ConfigurationError(
+            f"Port {port} cannot be opened: {error.strerror}.", advice="Choose another --port."
+        ) from None
     try:
         print(f"Simulated Mixpanel on {server.base_url}", file=sys.stderr)
-        print(f"  user {simulated.DEMO_USERNAME}, password {simulated.DEMO_PASSWORD}, projectId {simulated.DEMO_PROJECT_ID}", file=sys.stderr)
+        print(
+            f"  user {simulated.DEMO_USERNAME}, password {simulated.DEMO_PASSWORD}, "
+            f"projectId {simulated.DEMO_PROJECT_ID}",
+            file=sys.stderr,
+        )
         print(f"  days {data or f'{served[0]} to {served[-1]}, {events_per_day:,} events each'}", file=sys.stderr)
         await asyncio.Event().wait()
     finally:

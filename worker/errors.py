@@ -25,8 +25,8 @@ from __future__ import annotations
 class WorkerError(Exception):
     """Base of all errors that a user may see.
 
-    `code` is stable and fit for a metric label; `advice` says what to do; `retry` whether the worker tries again itself.
-    No message holds a credential.
+    `code` is stable and fit for a metric label; `advice` says what to do; `retry` whether the worker tries
+    again itself. No message holds a credential.
     """
 
     code = "WORKER-1000-500"
@@ -38,7 +38,11 @@ class WorkerError(Exception):
         self.advice = advice
 
     def __str__(self) -> str:
-        return f"{self.message} {self.advice}" if self.advice else self.message
+        if not self.advice:
+            return self.message
+        # what a server said may end without a full stop
+        stop = "" if self.message.endswith((".", "!", "?")) else "."
+        return f"{self.message}{stop} {self.advice}"
 
 
 class ConfigurationError(WorkerError):

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     import duckdb
 
 
+EMPTY = "empty table"
+"""A name that no dataset can have."""
+
+
 def table_names(lake: Path) -> list[str]:
     """The Delta tables directly under `lake`, by name."""
     if not lake.is_dir():
@@ -36,21 +40,23 @@ def open_lake(lake: Path) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect(":memory:")
     for name in names:
         table = DeltaTable(str(lake / name))
-        empty = pa.schema(table.schema().to_arrow()).empty_table()
+        empty = pa.schema(table.schema().to_arrow()).empty_table()  # type: ignore[arg-type]  # the stubs lack the Arrow interface
         files = sorted(table.file_uris())
-        connection.register("empty", empty)
-        columns = connection.sql("describe empty").fetchall()
+        connection.register(EMPTY, empty)
+        columns = connection.sql(f"describe {_identifier(EMPTY)}").fetchall()
         if not files:
             connection.register(name, empty)
             continue
         # the casts give columns that older files lack, in the order of the table
-        selected = ", ".join(f"cast({_identifier(column[0])} as {column[1]}) as {_identifier(column[0])}" for column in columns)
+        selected = ", ".join(
+            f"cast({_identifier(column[0])} as {column[1]}) as {_identifier(column[0])}" for column in columns
+        )
         paths = ", ".join("'" + path.replace("'", "''") + "'" for path in files)
         connection.execute(
             f"create view {_identifier(name)} as select {selected} from "  # noqa: S608 - names and paths are quoted here
             f"read_parquet([{paths}], hive_partitioning = true, union_by_name = true)"
         )
-    connection.unregister("empty")
+    connection.unregister(EMPTY)
     return connection
 
 

@@ -49,13 +49,7 @@ if TYPE_CHECKING:
     from worker.sinks.base import Sink, Stage, Table
 
 REJECTS_SCHEMA = pa.schema(
-    [
-        pa.field("line", pa.int64()),
-        pa.field("stage", pa.string()),
-        pa.field("code", pa.string()),
-        pa.field("reason", pa.string()),
-        pa.field("raw", pa.string()),
-    ]
+    {"line": pa.int64(), "stage": pa.string(), "code": pa.string(), "reason": pa.string(), "raw": pa.string()}
 )
 """Columns of the rejects table. `line` counts the lines of the export from 1; bytes of `raw` that are no UTF-8 are
 written as `\\xNN`."""
@@ -82,7 +76,7 @@ class Budget:
     def of(cls, settings: Settings) -> Budget:
         mebibytes = settings.max_memory_bytes >> 20
         return cls(
-            block_bytes=(4 << 20) if mebibytes >= 512 else (2 << 20),  # noqa: PLR2004
+            block_bytes=(16 << 20) if mebibytes >= 512 else (4 << 20),
             blocks_under_way=settings.processors + 1,
             key_bytes=settings.max_memory_bytes // 8,
         )
@@ -177,7 +171,9 @@ class Pipeline:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with tempfile.TemporaryDirectory(prefix=f"{load.day}-", dir=folder) as own:
                 with Spool(Path(own) / "export") as spool:
-                    work = _DayWork(self._settings, self._budget, self._pool, self._listener, plan, load, spool, Path(own))
+                    work = _DayWork(
+                        self._settings, self._budget, self._pool, self._listener, plan, load, spool, Path(own)
+                    )
                     return await self._export_and_work(plan, load, attempt, spool, work, exported_at)
         except OSError as error:
             raise ResourceError(
@@ -290,9 +286,7 @@ class _DayWork:
             warnings=sum(issue.count for issue in issues.counted.values()),
         )
         staged = self._stage(rows_path, rejects_path, kept, tally, issues, exported_at)
-        self._listener(
-            events.DayStaged(self._load, tally.output, staged.output_bytes, time.monotonic() - started)
-        )
+        self._listener(events.DayStaged(self._load, tally.output, staged.output_bytes, time.monotonic() - started))
         return staged
 
     def _check_rejects(self, failed: int, lines: int) -> None:
@@ -397,7 +391,9 @@ class _Converter:
         if len(mapped.rejected):
             keep = np.ones(batch.num_rows, dtype=bool)
             keep[mapped.rejected] = False
-            rejects = sorted([*rejects, *decoder.rejects(block, decoded, mapped.rejected, REJECT_CODE, mapped.reasons)])
+            rejects = sorted(
+                [*rejects, *decoder.rejects(block, decoded.rows[mapped.rejected], REJECT_CODE, mapped.reasons)]
+            )
             batch = batch.filter(pa.array(keep))
             keys, processed, content = keys[keep], processed[keep], content[keep]
         issues = mapped.warnings
@@ -463,4 +459,3 @@ def _rejects_batch(rejects: list[LineReject], lines_before: int) -> pa.RecordBat
 
 def _stage_of(reject: LineReject) -> str:
     return "map" if reject.code == REJECT_CODE else "decode"
-

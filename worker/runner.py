@@ -13,38 +13,43 @@ import random
 from collections import deque
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 from worker import events
 from worker.errors import (
     CommitUnknownError,
     DayNotBegunError,
+    ExportRefusedError,
     ExportThrottledError,
     InterruptedRunError,
     SourceError,
     WorkerError,
 )
-from worker.model import Issue, LoadState, Receipt, Run, RunState
+from worker.model import Issue, LoadState, Receipt, Run, RunState, Tally
 from worker.pipeline import REJECTS_SCHEMA, DayPlan
 from worker.sinks.base import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from datetime import date, tzinfo
 
     from worker.events import Listener
     from worker.mapping.mapper import Mapper
-    from worker.model import Flow, Load
+    from worker.mixpanel.export import Exports
+    from worker.mixpanel.spool import Spool
+    from worker.model import Flow, Load, Source
     from worker.pipeline import Pipeline, StagedDay
     from worker.settings import Settings
     from worker.sinks.base import Sink
     from worker.store import Store
 
+Result = TypeVar("Result")
+
 FIRST_RETRY_SECONDS = 1.0
-ASK_AGAIN_SECONDS = 1.0
-ASK_AGAIN_TIMES = 5
 KEPT_ISSUES = 100
+SETTLED_RUNS = 100
+"""How far back a run looks for runs of its flow whose process died: each of them has looked too."""
 
 
 def now_utc() -> datetime:
@@ -60,6 +65,79 @@ class RunRequest:
     days: tuple[date, ...]
     zone: tzinfo
     window: tuple[datetime, datetime]
+
+
+class PacedExports:
+    """Exports that keep the project's quota, which the store remembers over restarts.
+
+    The turn is taken right before the request, so an export that waits behind another one does not go out on a turn
+    that was taken long ago, nor in spite of a Retry-After that the other one was told. After a refusal that time does
+    not mend nothing is asked any more. One instance serves one run.
+    """
+
+    def __init__(
+        self,
+        exports: Exports,
+        settings: Settings,
+        store: Store,
+        listener: Listener,
+        flow_id: str,
+        clock: Callable[[], datetime] = now_utc,
+    ) -> None:
+        self._exports = exports
+        self._settings = settings
+        self._store = store
+        self._listener = listener
+        self._flow_id = flow_id
+        self._clock = clock
+        self._refusal: ExportRefusedError | None = None
+
+    async def fetch(self, source: Source, day: date, spool: Spool, on_bytes: Callable[[int], None]) -> None:
+        if self._refusal is not None:
+            raise self._refusal
+        await self._take_turn(source.project_id, day)
+        try:
+            await self._exports.fetch(source, day, spool, on_bytes)
+        except ExportRefusedError as error:
+            self._refusal = error
+            raise
+        except ExportThrottledError as error:
+            asked = min(error.retry_after_seconds or FIRST_RETRY_SECONDS, self._settings.retry_after_max_seconds)
+            await to_end(
+                asyncio.to_thread(
+                    self._store.hold_requests, source.project_id, self._clock() + timedelta(seconds=asked)
+                )
+            )
+            raise
+
+    async def _take_turn(self, project_id: str, day: date) -> None:
+        """Wait until the quota has room, and take it."""
+        while True:
+            wait_seconds = await to_end(
+                asyncio.to_thread(
+                    self._store.reserve_request,
+                    project_id,
+                    self._clock(),
+                    self._settings.exports_per_hour,
+                    self._settings.exports_per_second,
+                )
+            )
+            if wait_seconds <= 0:
+                return
+            self._listener(events.ExportWaiting(self._flow_id, day, wait_seconds, "quota"))
+            await asyncio.sleep(wait_seconds)
+
+
+async def to_end(step: Awaitable[Result]) -> Result:
+    """Await `step` to its end even when this task is cancelled meanwhile, and be cancelled after it."""
+    task = asyncio.ensure_future(step)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        with contextlib.suppress(WorkerError):
+            task.result()
+        raise
 
 
 class Runner:
@@ -100,11 +178,11 @@ class Runner:
             window_start=request.window[0],
             window_end=request.window[1],
         )
-        await asyncio.to_thread(self._store.save_run, run)
-        self._listener(events.RunStarted(run, request.days))
         progress = _Progress(run)
         error: WorkerError | None = None
         try:
+            await to_end(asyncio.to_thread(self._store.save_run, run))
+            self._listener(events.RunStarted(run, request.days))
             await self._run_days(request, progress)
         except WorkerError as failure:
             error = failure
@@ -114,15 +192,19 @@ class Runner:
         return await self._end(progress, error)
 
     async def _end(self, progress: _Progress, error: WorkerError | None) -> Run:
+        now = self._clock()
+        message = str(error) if error else None
+        if message is not None and progress.failed_day is not None and str(progress.failed_day) not in message:
+            message = f"{progress.failed_day}: {message}"
         run = replace(
             progress.run,
             state=RunState.FAILED if error else RunState.SUCCESS,
-            completed_at=self._clock(),
-            updated_at=self._clock(),
+            completed_at=now,
+            updated_at=now,
             error_code=error.code if error else None,
-            error_message=str(error) if error else None,
+            error_message=message,
         )
-        await asyncio.to_thread(self._store.save_run, run)
+        await to_end(asyncio.to_thread(self._store.save_run, run))
         self._listener(events.RunEnded(run))
         return run
 
@@ -136,30 +218,30 @@ class Runner:
             Table(flow.target.rejects_table, REJECTS_SCHEMA, flow.id),
             flow.options,
         )
-        await asyncio.to_thread(self._settle_open_loads, flow)
-        await asyncio.to_thread(self._sink.prepare, plan.rows_table)
-        await asyncio.to_thread(self._sink.prepare, plan.rejects_table)
+        await to_end(asyncio.to_thread(self._settle, flow, progress.run.id))
+        await to_end(asyncio.to_thread(self._sink.prepare, plan.rows_table))
+        await to_end(asyncio.to_thread(self._sink.prepare, plan.rejects_table))
         waiting = deque(request.days)
-        under_way: deque[asyncio.Task[StagedDay | None]] = deque()
+        under_way = progress.under_way
         try:
             while waiting or under_way:
-                while waiting and len(under_way) <= self._settings.days_ahead:
-                    day = waiting.popleft()
-                    under_way.append(asyncio.create_task(self._stage(plan, flow, progress.run.id, day)))
+                while waiting and not progress.stopping and len(under_way) <= self._settings.days_ahead:
+                    load = await to_end(asyncio.to_thread(self._begin, flow, progress.run.id, waiting.popleft()))
+                    under_way.append(asyncio.create_task(self._stage(plan, flow, load, progress)))
                 staged = await under_way[0]
                 under_way.popleft()
                 if staged is not None:
-                    await self._finish(self._commit(staged, progress))
+                    await to_end(self._commit(staged, progress))
         finally:
             for task in under_way:
                 task.cancel()
-            for staged in await asyncio.gather(*under_way, return_exceptions=True):
-                if not isinstance(staged, BaseException) and staged is not None:
-                    await asyncio.to_thread(staged.abandon)
-                    await asyncio.to_thread(self._fail, staged.load, InterruptedRunError())
+            for left in await asyncio.gather(*under_way, return_exceptions=True):
+                if not isinstance(left, BaseException) and left is not None:
+                    await to_end(asyncio.to_thread(left.abandon))
+            await to_end(asyncio.to_thread(self._close, flow, progress.run.id))
 
-    def _settle_open_loads(self, flow: Flow) -> None:
-        """A load that an earlier process left open is a question to the target, never a guess."""
+    def _settle(self, flow: Flow, run_id: str) -> None:
+        """A load that an earlier process left open is a question to the target, never a guess; its run has ended."""
         for record in self._store.open_loads(flow.id):
             load = record.load
             landed = self._sink.landed(flow.target.dataset_id, flow.id, load.day)
@@ -168,41 +250,66 @@ class Runner:
                 self._listener(events.DayRecovered(landed))
             else:
                 self._fail(load, InterruptedRunError())
+        dead = [run for run in self._store.runs(flow.name, SETTLED_RUNS) if run.state is RunState.IN_PROGRESS]
+        receipts = self._store.succeeded_receipts(flow.id).values() if dead else ()
+        for run in dead:
+            if run.id == run_id:
+                continue
+            counted = _Progress(_uncounted(run))
+            for receipt in receipts:
+                if receipt.run_id == run.id:
+                    counted.add(receipt, (), max(receipt.committed_at, counted.run.updated_at or run.started_at))
+            error = InterruptedRunError()
+            ended = counted.run.updated_at or run.started_at
+            self._store.save_run(
+                replace(
+                    counted.run,
+                    state=RunState.FAILED,
+                    completed_at=ended,
+                    updated_at=ended,
+                    error_code=error.code,
+                    error_message=str(error),
+                )
+            )
 
-    async def _stage(self, plan: DayPlan, flow: Flow, run_id: str, day: date) -> StagedDay | None:
-        """Begin the load of a day and stage it, trying again where that helps. None: the day has not begun there."""
-        load = await asyncio.to_thread(self._begin, flow, run_id, day)
+    def _close(self, flow: Flow, run_id: str) -> None:
+        """The loads that this run began and did not get to."""
+        for record in self._store.open_loads(flow.id):
+            if record.load.run_id == run_id and record.state is LoadState.STARTED:
+                self._fail(record.load, InterruptedRunError())
+
+    async def _stage(self, plan: DayPlan, flow: Flow, load: Load, progress: _Progress) -> StagedDay | None:
+        """Stage the day of `load`, trying again where that helps. None: the day has not begun there."""
         attempt = throttled = 0
         try:
             while True:
-                await self._take_turn(flow, day)
                 attempt += 1
                 try:
                     return await self._pipeline.stage_day(plan, load, attempt, self._clock())
+                except DayNotBegunError as error:
+                    await to_end(asyncio.to_thread(self._save_failed, load, error))
+                    self._listener(events.DayLeftOut(flow.id, load.day))
+                    return None
                 except SourceError as error:
-                    if isinstance(error, DayNotBegunError):
-                        await asyncio.to_thread(self._fail, load, error)
-                        self._listener(events.DayLeftOut(flow.id, day))
-                        return None
                     if isinstance(error, ExportThrottledError) and throttled < 2 * self._settings.export_attempts:
                         throttled += 1
                         attempt -= 1
                         wait_seconds = self._throttle_seconds(error, throttled)
                         until = self._clock() + timedelta(seconds=wait_seconds)
-                        await asyncio.to_thread(self._store.hold_requests, flow.source.project_id, until)
+                        await to_end(asyncio.to_thread(self._store.hold_requests, flow.source.project_id, until))
                     elif error.retry and attempt < self._settings.export_attempts:
                         wait_seconds = self._backoff_seconds(attempt)
                     else:
-                        self._listener(events.ExportFailed(flow.id, day, error.code, str(error), None))
+                        if error.retry and error.advice is None:
+                            error.advice = f"Given up after {attempt + throttled} attempts; run the flow again later."
+                        self._listener(events.ExportFailed(flow.id, load.day, error.code, str(error), None))
                         raise
-                    self._listener(events.ExportFailed(flow.id, day, error.code, str(error), wait_seconds))
+                    self._listener(events.ExportFailed(flow.id, load.day, error.code, str(error), wait_seconds))
                     await asyncio.sleep(wait_seconds)
-        except asyncio.CancelledError:
-            await asyncio.to_thread(self._fail, load, InterruptedRunError())
-            raise
         except WorkerError as error:
-            error.add_note(f"day {day}")
-            await asyncio.to_thread(self._fail, load, error)
+            # before anything is awaited: a later day's request that waits behind this one is not sent any more
+            progress.stop_after(asyncio.current_task(), load.day)
+            await to_end(asyncio.to_thread(self._fail, load, error))
             raise
 
     def _begin(self, flow: Flow, run_id: str, day: date) -> Load:
@@ -210,21 +317,6 @@ class Runner:
         return self._store.begin_load(
             flow.id, day, run_id, self._clock(), after_generation=landed.generation if landed else 0
         )
-
-    async def _take_turn(self, flow: Flow, day: date) -> None:
-        """Wait until the project's quota has room, and take it."""
-        while True:
-            wait_seconds = await asyncio.to_thread(
-                self._store.reserve_request,
-                flow.source.project_id,
-                self._clock(),
-                self._settings.exports_per_hour,
-                self._settings.exports_per_second,
-            )
-            if wait_seconds <= 0:
-                return
-            self._listener(events.ExportWaiting(flow.id, day, wait_seconds, "quota"))
-            await asyncio.sleep(wait_seconds)
 
     def _throttle_seconds(self, error: ExportThrottledError, times: int) -> float:
         own = self._backoff_seconds(times)
@@ -235,17 +327,6 @@ class Runner:
         """Exponential, with full jitter above a floor, so that several workers do not come back together."""
         ceiling = min(FIRST_RETRY_SECONDS * 2.0 ** (attempt - 1), self._settings.retry_wait_max_seconds)
         return ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
-
-    @staticmethod
-    async def _finish(step: asyncio.coroutines.Coroutine[None, None, None]) -> None:
-        """Await `step` to its end even when this task is cancelled meanwhile, and be cancelled after it."""
-        task = asyncio.ensure_future(step)
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            with contextlib.suppress(WorkerError):
-                await task
-            raise
 
     async def _commit(self, staged: StagedDay, progress: _Progress) -> None:
         load = staged.load
@@ -269,11 +350,13 @@ class Runner:
             self._listener(events.RejectsCommitted(load, staged.tally.failed))
             await asyncio.to_thread(staged.rows.commit, receipt)
             self._listener(events.RowsCommitted(receipt))
-        except CommitUnknownError:
+        except CommitUnknownError as error:
             # the load stays committing: the next run asks the target, and nothing is deleted meanwhile
+            progress.failed_day = load.day
+            error.advice = error.advice or "Run the flow again: it asks the target first."
             raise
         except WorkerError as error:
-            error.add_note(f"day {load.day}")
+            progress.failed_day = load.day
             await asyncio.to_thread(staged.abandon)
             await asyncio.to_thread(self._fail, load, error)
             raise
@@ -283,15 +366,30 @@ class Runner:
         self._listener(events.DaySucceeded(receipt))
 
     def _fail(self, load: Load, error: WorkerError) -> None:
-        self._store.save_load(load, LoadState.FAILED, error_code=error.code, error_message=str(error))
+        self._save_failed(load, error)
         self._listener(events.DayFailed(load, error.code, str(error)))
+
+    def _save_failed(self, load: Load, error: WorkerError) -> None:
+        self._store.save_load(load, LoadState.FAILED, error_code=error.code, error_message=str(error))
 
 
 class _Progress:
-    """The run as far as it has come."""
+    """The run as far as it has come, and the days under way, in their order."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
+        self.under_way: deque[asyncio.Task[StagedDay | None]] = deque()
+        self.stopping = False
+        self.failed_day: date | None = None
+
+    def stop_after(self, task: asyncio.Task[Any] | None, day: date) -> None:
+        """The day of `task` has failed: cancel those after it, and begin no more. Earlier ones go on."""
+        self.stopping = True
+        self.failed_day = day if self.failed_day is None else min(day, self.failed_day)
+        for later in reversed(self.under_way):
+            if later is task:
+                return
+            later.cancel()
 
     def add(self, receipt: Receipt, issues: Sequence[Issue], now: datetime) -> None:
         run = self.run
@@ -314,3 +412,16 @@ class _Progress:
             batch_ids=(*run.batch_ids, receipt.batch_id),
             issues=tuple(counted.values()),
         )
+
+
+def _uncounted(run: Run) -> Run:
+    return replace(
+        run,
+        days_committed=0,
+        tally=Tally(),
+        input_bytes=0,
+        output_bytes=0,
+        input_files=0,
+        output_files=0,
+        batch_ids=(),
+    )

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from worker.errors import ConfigurationError, DayNotBegunError, ExportBrokenError
 from worker.flow_file import load_flow
 from worker.mapping.mapper import compile_mapper
 from worker.mapping.mapping_set import load_mapping_set, parse_mapping_set
 from worker.mixpanel.calendar import calendar_zone, day_bounds, today
+from worker.mixpanel.spool import own_spool
 from worker.model import Flow, RunState
-from worker.runner import Runner, RunRequest, now_utc
+from worker.runner import PacedExports, Runner, RunRequest, now_utc, to_end
 from worker.schedule import complete_until, days_due
 
 if TYPE_CHECKING:
@@ -23,14 +24,13 @@ if TYPE_CHECKING:
     from datetime import date, datetime
 
     from worker.events import Listener
-    from worker.flow_file import FlowFile
     from worker.mapping.mapper import Mapper
+    from worker.mixpanel.export import Exports
     from worker.model import Run
     from worker.settings import Settings
     from worker.store import Store
 
-PREVIEW_ROWS = 100
-"""As many as Adobe's explore call shows at most."""
+Result = TypeVar("Result")
 PREVIEW_BYTES = 4 << 20
 
 
@@ -55,26 +55,27 @@ class Planned:
 def prepare_flow(path: Path, environ: Mapping[str, str], settings: Settings) -> PreparedFlow:
     """Read, check and compile the flow file at `path`. Raises ConfigurationError; nothing is started."""
     file = load_flow(path, environ, settings)
-    try:
-        mapping_set, schema = _mapping_of(file)
-        mapper = compile_mapper(mapping_set, schema)
-    except ConfigurationError as error:
-        where = file.mapping_path if file.mapping_path is not None else f"{path}: mappingSet"
-        raise ConfigurationError(f"{where}: {error.message}", advice=error.advice) from error
+    if file.mapping_path is not None:
+        mapping_set, schema = load_mapping_set(file.mapping_path)
+        where = str(file.mapping_path)
+    else:
+        assert file.mapping_document is not None
+        schema, where = None, f"{path}: mappingSet"
+        mapping_set = _located(where, lambda: parse_mapping_set(file.mapping_document or {}))
+    mapper = _located(where, lambda: compile_mapper(mapping_set, schema))
     flow = Flow(file.flow_id, file.name, file.source, file.target, file.options, file.schedule, file.description)
     return PreparedFlow(flow, mapper, file.definition)
 
 
-def _mapping_of(file: FlowFile) -> tuple[Any, Any]:
-    if file.mapping_document is not None:
-        return parse_mapping_set(file.mapping_document), None
-    assert file.mapping_path is not None
-    return load_mapping_set(file.mapping_path)
+def _located(where: str, step: Callable[[], Result]) -> Result:
+    """Do `step`; a ConfigurationError of it says where."""
+    try:
+        return step()
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where}: {error.message}", advice=error.advice) from error
 
 
-def plan_run(
-    prepared: PreparedFlow, store: Store, first: date | None, last: date | None, now: datetime
-) -> Planned:
+def plan_run(prepared: PreparedFlow, store: Store, first: date | None, last: date | None, now: datetime) -> Planned:
     """The days that a run started `now` covers: those asked for, or those since the last complete day."""
     flow = prepared.flow
     zone = calendar_zone(flow.source)
@@ -117,17 +118,30 @@ async def run_once(
     async with AsyncExitStack() as stack:
         store = stack.enter_context(await asyncio.to_thread(open_store, settings.state))
         planned = [plan_run(one, store, first, last, clock()) for one in prepared]
-        exports = await stack.enter_async_context(MixpanelExports(settings))
-        pipeline = stack.enter_context(Pipeline(settings, exports, listener))
+        _check_begun(planned, clock())
+        own = replace(settings, spool=stack.enter_context(own_spool(settings.spool)))
+        exports = await stack.enter_async_context(MixpanelExports(own))
         for plan in planned:
             on_planned(plan)
             if plan.request is None:
                 continue
             flow = plan.prepared.flow
-            await asyncio.to_thread(store.save_flow, flow.id, flow.name, plan.prepared.definition)
-            sink = open_sink(flow.target.format, str(settings.lake))
-            runs.append(await Runner(settings, store, sink, pipeline, listener, clock).run(plan.request))
+            await to_end(asyncio.to_thread(store.save_flow, flow.id, flow.name, plan.prepared.definition))
+            sink = open_sink(flow.target.format, str(own.lake))
+            paced = PacedExports(exports, own, store, listener, flow.id, clock)
+            with Pipeline(own, paced, listener) as pipeline:
+                runs.append(await Runner(own, store, sink, pipeline, listener, clock).run(plan.request))
     return runs
+
+
+def _check_begun(planned: Sequence[Planned], now: datetime) -> None:
+    if any(plan.request is not None for plan in planned):
+        return
+    zone = calendar_zone(planned[0].prepared.flow.source)
+    raise ConfigurationError(
+        "None of the days that were asked for has begun, so nothing was run.",
+        advice=f"Today is {today(zone, now)} in {zone.key}.",
+    )
 
 
 def _check_datasets(prepared: Sequence[PreparedFlow]) -> None:
@@ -137,7 +151,9 @@ def _check_datasets(prepared: Sequence[PreparedFlow]) -> None:
     for one in prepared:
         name, dataset = one.flow.name, one.flow.target.dataset_id
         if name in names:
-            raise ConfigurationError(f"Two flow files have the name {name!r}.", advice="Give each flow a name of its own.")
+            raise ConfigurationError(
+                f"Two flow files have the name {name!r}.", advice="Give each flow a name of its own."
+            )
         if dataset in datasets:
             raise ConfigurationError(
                 f"The flows {datasets[dataset]!r} and {name!r} have one dataset, {dataset}.",
@@ -190,33 +206,31 @@ async def preview(prepared: PreparedFlow, settings: Settings, *, day: date | Non
     plan = days_due(zone, now_utc(), complete_until=None, lookback_days=flow.source.lookback_days, first=day, last=day)
     if not plan.days:
         raise ConfigurationError(f"{day} has not begun; today is {today(zone, now_utc())}.")
-    with open_store(settings.state) as store:
-        async with MixpanelExports(settings) as exports:
-            for candidate in reversed(plan.days):
-                wait_seconds = store.reserve_request(
-                    flow.source.project_id, now_utc(), settings.exports_per_hour, settings.exports_per_second
-                )
-                while wait_seconds > 0:
-                    await asyncio.sleep(wait_seconds)
-                    wait_seconds = store.reserve_request(
-                        flow.source.project_id, now_utc(), settings.exports_per_hour, settings.exports_per_second
-                    )
-                try:
-                    head = await _head(exports, flow, candidate, settings, rows)
-                except DayNotBegunError:
-                    continue
-                if head.strip():
-                    return _preview(prepared, settings, candidate, head, rows)
+    async with AsyncExitStack() as stack:
+        store = stack.enter_context(await asyncio.to_thread(open_store, settings.state))
+        own = replace(settings, spool=stack.enter_context(own_spool(settings.spool)))
+        exports = await stack.enter_async_context(MixpanelExports(own))
+        paced = PacedExports(exports, own, store, lambda event: None, flow.id)
+        for candidate in reversed(plan.days):
+            try:
+                head = await _head(paced, flow, candidate, own, rows)
+            except DayNotBegunError:
+                continue
+            if head.strip():
+                return _preview(prepared, own, candidate, head, rows)
     return Preview(plan.days[-1], {"format": "hierarchical", "schema": {"type": "object"}, "data": []}, [], [], [])
 
 
-async def _head(exports: Any, flow: Flow, day: date, settings: Settings, rows: int) -> bytes:
+async def _head(exports: Exports, flow: Flow, day: date, settings: Settings, rows: int) -> bytes:
     """The first lines of a day, whole; the rest of the export is not waited for."""
     from worker.mixpanel.body import inflate
     from worker.mixpanel.spool import ExportAbandonedError, Spool
 
     settings.spool.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.TemporaryDirectory(prefix="preview-", dir=settings.spool) as folder, Spool(Path(folder) / "export") as spool:
+    with (
+        tempfile.TemporaryDirectory(prefix="preview-", dir=settings.spool) as folder,
+        Spool(Path(folder) / "export") as spool,
+    ):
 
         def read() -> tuple[bytes, bool]:
             head = bytearray()
@@ -228,16 +242,16 @@ async def _head(exports: Any, flow: Flow, day: date, settings: Settings, rows: i
 
         reading = asyncio.create_task(asyncio.to_thread(read))
         fetching = asyncio.ensure_future(exports.fetch(flow.source, day, spool, lambda size: None))
-        await asyncio.wait({reading, fetching}, return_when=asyncio.FIRST_COMPLETED)
-        if fetching.done() and isinstance(error := fetching.exception(), Exception):
-            spool.fail(error)
-        head, ended = await reading
-        fetching.cancel()
-        await asyncio.gather(fetching, return_exceptions=True)
-        if not ended:
+        try:
+            await asyncio.wait({reading, fetching}, return_when=asyncio.FIRST_COMPLETED)
+            if fetching.done() and isinstance(error := fetching.exception(), Exception):
+                spool.fail(error)
+            head, ended = await reading
+        finally:
+            fetching.cancel()
             spool.fail(ExportAbandonedError())
-            head = head[: head.rfind(b"\n") + 1]
-    return head
+            await asyncio.gather(fetching, reading, return_exceptions=True)
+    return head if ended else head[: head.rfind(b"\n") + 1]
 
 
 def _preview(prepared: PreparedFlow, settings: Settings, day: date, head: bytes, rows: int) -> Preview:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from worker import events
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
     from types import TracebackType
 
     from rich.progress import TaskID
@@ -47,8 +47,11 @@ class LogListener:
     def __init__(self, settings: Settings, *, as_json: bool) -> None:
         import structlog
 
-        renderer: Any = structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(pad_event_to=20)
+        renderer: Any = (
+            structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(pad_event_to=20)
+        )
         self._least = getattr(logging, settings.log_level.upper())
+        self._runs: dict[str, str] = {}
         self._logger = structlog.wrap_logger(
             structlog.PrintLogger(sys.stderr),
             processors=[
@@ -59,10 +62,18 @@ class LogListener:
         )
 
     def __call__(self, event: Event) -> None:
+        found = event_fields(event)
+        if isinstance(event, events.RunStarted):
+            self._runs[event.run.flow_id] = event.run.id
+        if isinstance(event, events.DayRecovered):
+            found["recovered_run_id"] = found.pop("run_id")
+        found.setdefault("run_id", self._runs.get(found["flow_id"]))
         level = LEVELS.get(type(event), logging.INFO if isinstance(event, INFORMING) else logging.DEBUG)
         if level >= self._least and level:
             method = logging.getLevelName(level).lower()
-            getattr(self._logger, method)(event_name(event), **event_fields(event))
+            # a log that nobody takes any more (EPIPE, a full disk) must not stop a commit
+            with suppress(OSError, ValueError):
+                getattr(self._logger, method)(event_name(event), **found)
 
 
 def event_name(event: Event) -> str:
@@ -76,7 +87,17 @@ def event_fields(event: Event) -> dict[str, Any]:
     for field in fields(event):
         value = getattr(event, field.name)
         if is_dataclass(value) and not isinstance(value, type):
-            for name in ("id", "flow_id", "flow_name", "day", "generation", "batch_id", "run_id", "state", "error_message"):
+            for name in (
+                "id",
+                "flow_id",
+                "flow_name",
+                "day",
+                "generation",
+                "batch_id",
+                "run_id",
+                "state",
+                "error_message",
+            ):
                 if getattr(value, name, None) is not None:
                     found["run_id" if name == "id" else name] = _plain(getattr(value, name))
             if tally := getattr(value, "tally", None):
@@ -167,6 +188,6 @@ def _escape(text: str) -> str:
 
 
 def _duration(seconds: float) -> str:
-    if seconds < 90:  # noqa: PLR2004
+    if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min"

@@ -96,13 +96,12 @@ _SOURCE_TYPES = {
 _DESTINATION = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(?:\.[A-Za-z_][A-Za-z0-9_-]*)*")
 
 
-def load_mapping_set(folder: Path) -> tuple[MappingSet, XdmSchema | None]:
-    """Read `mapping.json` in `folder` and, if it stands beside it, `schema.json`, the XDM schema as JSON Schema.
+def load_mapping_set(path: Path) -> tuple[MappingSet, XdmSchema | None]:
+    """Read the mapping set at `path` and, if it stands beside it, `schema.json`, the XDM schema as JSON Schema.
 
     Raises `ConfigurationError` that names the file.
     """
-    schema_path = folder / "schema.json"
-    path = folder / "mapping.json"
+    schema_path = path.parent / "schema.json"
     try:
         mapping_set = parse_mapping_set(_read_object(path))
         path = schema_path

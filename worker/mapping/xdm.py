@@ -29,7 +29,7 @@ from worker.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-DATE_TIME = pa.timestamp("ms", tz="UTC")
+DATE_TIME = pa.timestamp("us", tz="UTC")
 
 _TYPES_OF_XDM: dict[str, pa.DataType] = {
     "string": pa.string(),

@@ -8,11 +8,13 @@ inside a JSON string.
 from __future__ import annotations
 
 import hashlib
+import re
 import zlib
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
+import orjson
 from isal import isal_zlib
 
 from worker.errors import ExportBrokenError
@@ -30,7 +32,8 @@ MAX_GZIP_RATIO = 250
 GZIP_RATIO_FROM_BYTES = 1 << 20
 MAX_UNPROVEN_BYTES = 1400
 """Mixpanel compresses every body above this size, so a longer plain body without a proven end may be cut."""
-SENTINELS = (b"terminated early", b"export terminated early")
+SENTINEL = b"terminated early"
+ERROR_OBJECT = re.compile(rb'\s*\{\s*"error"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +54,17 @@ class OversizedLine:
 
 
 def is_sentinel(line: bytes) -> bool:
-    """Whether a line that is no event says that the server gave up: the text of §1.6, quoted or not, or an error object."""
-    text = line.strip().strip(b'"').strip().lower()
-    return text in SENTINELS or text.startswith(b'{"error"')
+    """Whether a line that is no event says that the server gave up, in words or by an error object.
+
+    The text may stand behind the line that was being written.
+    """
+    if line.strip().strip(b'"').strip().lower().endswith(SENTINEL) or ERROR_OBJECT.match(line):
+        return True
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(value, dict) and "error" in value and "event" not in value
 
 
 def read_blocks(spool: Spool, *, block_bytes: int, max_line_bytes: int) -> Iterator[Block | OversizedLine]:
@@ -64,13 +75,8 @@ def read_blocks(spool: Spool, *, block_bytes: int, max_line_bytes: int) -> Itera
     pending: list[bytes] = []
     pending_bytes = 0
     oversized: _Oversized | None = None
-    first = True
-    for inflated in inflate(spool):
+    for inflated in _without_mark(inflate(spool)):
         data = inflated
-        if first and data:
-            first = False
-            if data.startswith(BYTE_ORDER_MARK):
-                data = data[len(BYTE_ORDER_MARK) :]
         if oversized is not None:
             end = data.find(b"\n")
             if end < 0:
@@ -98,6 +104,17 @@ def read_blocks(spool: Spool, *, block_bytes: int, max_line_bytes: int) -> Itera
     joined = b"".join(pending)
     if joined:
         yield Block(joined, unterminated=not joined.endswith(b"\n"))
+
+
+def _without_mark(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Without the byte order mark at the very start, which the pieces may cut in two."""
+    start = b""
+    for piece in pieces:
+        start += piece
+        if len(start) >= len(BYTE_ORDER_MARK):
+            break
+    yield start.removeprefix(BYTE_ORDER_MARK)
+    yield from pieces
 
 
 def inflate(spool: Spool) -> Iterator[bytes]:

@@ -1,10 +1,10 @@
 """From blocks of lines to columns of text: which lines are events, and what stands under the wanted paths.
 
-DuckDB's `json_transform` does the reading, vectorised and without the GIL. It is fast and takes any bytes, but it is not
-exact: of two equal keys it keeps the first, it rounds numbers to doubles, and it shows a number and a string alike. So
-numpy finds, in the same bytes, where each wanted key stands. Where that proves that the text is what the line says, the
-text is taken; the few other lines are read again by `read_exactly`, which is slow, exact, and the definition of what
-this module does.
+DuckDB's JSON reader does the work, vectorised and without the GIL. It takes any bytes, and it refuses a block with a line
+that is no JSON, no object, or has a wanted key twice: such a block is halved until the bad lines are among few, and those
+few are read by `read_exactly`, which is slow, exact, and the definition of what this module does. In one thing DuckDB is
+not exact where it succeeds: it passes numbers with a point or an exponent through a double. So such values are compared
+with the bytes they came from, and read exactly where the two differ.
 
 The text of a JSON value: a string's own characters; a number's JSON text; `true`, `false`; the JSON text of an object or
 array; null for null and for what is absent. Of two equal keys in one object the last counts, with a warning.
@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import duckdb
@@ -42,14 +45,21 @@ KEY_PATHS: tuple[Path, ...] = (
     ("properties", "$insert_id"),
 )
 """Mixpanel's own key of an event (event deduplication)."""
-PROCESSED_PATH: Path = ("properties", "mp_processing_time_ms")
+INSERT_ID = KEY_PATHS[-1]
+PROCESSED: Path = ("properties", "mp_processing_time_ms")
 
-QUOTE, COLON, COMMA, BACKSLASH, NEWLINE, SPACE = 34, 58, 44, 92, 10, 32
-BRACE_OPEN, BRACKET_OPEN, BRACE_CLOSE, BRACKET_CLOSE, MINUS = 123, 91, 125, 93, 45
+CORRUPT = "INGEST-1401-400"
+"""Adobe's code for a row that cannot be read (batch ingestion, partial)."""
+
+NEWLINE, QUOTE = 10, 34
+EXACT_LINES = 128
+"""A refused piece of so few lines is read line by line."""
+FAST_LINE_BYTES = 2 << 20
+"""Mixpanel's events have at most 1 MB; DuckDB sets aside twice this size for each reader."""
 SAFE_NUMBER_BYTES = 16
 """A decimal of at most 15 digits and a point comes back from a double with the same value."""
 SCAN_BYTES = 1 << 17
-"""The scan's temporaries stay in the processor's cache."""
+"""What is scanned at once stays, with all that is made of it, in the processor's cache."""
 
 
 class LineReject(NamedTuple):
@@ -61,367 +71,307 @@ class LineReject(NamedTuple):
     raw: bytes
 
 
-CORRUPT = "INGEST-1401-400"
-"""Adobe's code for a row that cannot be read (batch ingestion, partial)."""
-
-
 @dataclass(frozen=True, slots=True)
 class Decoded:
     """One block, decoded.
 
-    `texts[i]` belongs to the decoder's `paths[i]` and has one value a *event*; `rows` gives each event's line within the
+    `texts[i]` belongs to the decoder's `paths[i]` and has one value an *event*; `rows` gives each event's line within the
     block. `lines` counts all lines, `blank` those without a character. `keys` holds 128 bits of Mixpanel's key (zero for
     an event without `$insert_id`), `processed` its `mp_processing_time_ms` (-1 when there is none), `content` 64 bits of
-    the line, for a choice that does not hang on the order of rows.
+    all texts, for a choice between duplicates that does not hang on the order of rows.
     """
 
     lines: int
     blank: int
-    rows: NDArray[np.int32]
+    rows: NDArray[np.int64]
     texts: list[pa.StringArray]
     rejects: list[LineReject]
     keys: NDArray[np.uint64]
     processed: NDArray[np.int64]
     content: NDArray[np.uint64]
-    duplicate_keys: int = 0
-    duplicate_key_sample: str | None = None
-    last_line_rejected: bool = False
+    duplicate_keys: int
+    duplicate_key_sample: str | None
+    last_line_rejected: bool
 
 
 class NotAnEvent(Exception):  # noqa: N818 - a verdict on a line, not an error of the program
     """The line is no event; the text says why."""
 
 
-@dataclass
-class _Found:
-    """Where the wanted key names stand in a block: the position of the closing quote, -1 where absent."""
-
-    where: NDArray[np.int64]
-    doubtful: NDArray[np.bool_]
-
-
 class Decoder:
     """Decodes blocks for one set of paths. Not for use by two threads at once: each thread has its own.
 
-    `paths`: what `Decoded.texts` gives, in this order; it holds KEY_PATHS and PROCESSED_PATH besides what was asked.
+    `paths`: what `Decoded.texts` gives, in this order: those asked for, then KEY_PATHS and PROCESSED.
     """
 
     def __init__(self, wanted: Sequence[Path], *, max_line_bytes: int, max_raw_bytes: int) -> None:
-        self.paths: tuple[Path, ...] = tuple(dict.fromkeys((*wanted, *KEY_PATHS, PROCESSED_PATH)))
+        self.paths: tuple[Path, ...] = tuple(dict.fromkeys((*wanted, *KEY_PATHS, PROCESSED)))
         self._max_line_bytes = max_line_bytes
         self._max_raw_bytes = max_raw_bytes
-        self._scanner = _KeyScanner({name for path in self.paths for name in path} | {"properties"})
-        self._connection = duckdb.connect(":memory:", config={"threads": 1, "memory_limit": "128MB"})
-        self._query = self._sql()
+        self._file = _BlockFile()
+        self._connection = duckdb.connect(
+            ":memory:",
+            config={
+                "threads": 1,
+                "memory_limit": "256MB",
+                # the file keeps its name and changes its content
+                "enable_external_file_cache": False,
+                "autoinstall_known_extensions": False,
+                "autoload_known_extensions": False,
+            },
+        )
+        self._queries = [self._sql(layer) for layer in _layers(self.paths)]
 
     def close(self) -> None:
         self._connection.close()
+        self._file.close()
 
-    def _sql(self) -> str:
-        # json_transform takes one tree; a path that is the parent of another wanted path is extracted by itself
-        parents = {path[:length] for path in self.paths for length in range(1, len(path))}
+    def _sql(self, layer: Sequence[int]) -> str:
+        """The query for the JSON texts of some paths, none of which lies above another, as columns c0, c1, …"""
         tree: dict[str, Any] = {}
-        columns = []
-        for index, path in enumerate(self.paths):
-            if path in parents:
-                pointer = "".join("/" + name.replace("~", "~0").replace("/", "~1") for name in path)
-                columns.append(f"try(json_extract_string(l, {_literal(pointer)})) as c{index}")
-                continue
+        for index in layer:
             node = tree
-            for name in path[:-1]:
+            for name in self.paths[index]:
                 node = node.setdefault(name, {})
-            node[path[-1]] = "VARCHAR"
-            columns.append("s" + "".join("." + _identifier(name) for name in path) + f" as c{index}")
-        spec = orjson.dumps(tree).decode()
-        names = [f"c{self.paths.index(path)}" for path in KEY_PATHS]
+        kinds = ", ".join(f"{_identifier(name)}: {_literal(_type_of(node))}" for name, node in tree.items())
+        columns = ", ".join(".".join(map(_identifier, self.paths[index])) + f"::varchar as c{index}" for index in layer)
         return (
-            f"select *, hash({', '.join(names)}) as k0, hash({', '.join(reversed(names))}) as k1 from ("
-            f"select s is not null as parsed, hash(l) as content, {', '.join(columns)} from ("
-            f"select l, try(json_transform(l, {_literal(spec)})) as s from lines))"
+            f"select {columns} from read_ndjson({_literal(self._file.path)}, columns = {{{kinds}}}, "  # noqa: S608 - quoted
+            f"maximum_object_size = {FAST_LINE_BYTES})"
         )
 
     def decode(self, block: Block | OversizedLine) -> Decoded:
         """Decode whole lines. Never raises for what the lines hold."""
         if isinstance(block, OversizedLine):
-            reject = LineReject(0, CORRUPT, _too_long(block.length, block.sha256), block.start[: self._max_raw_bytes])
-            return self._nothing(lines=1, reject=reject)
-        data = np.frombuffer(block.data, dtype=np.uint8)
-        newlines = np.flatnonzero(data == NEWLINE)
-        ends = np.append(newlines, len(data)) if block.unterminated else newlines
-        count = len(ends)
-        offsets = np.zeros(count + 1, dtype=np.int32)
-        offsets[1:] = ends + 1
-        if block.unterminated:
-            offsets[-1] = len(data)
-        # the line's own newline stays in its text: JSON allows white space after the value, and nothing is copied
-        lines = pa.StringArray.from_buffers(count, pa.py_buffer(offsets), pa.py_buffer(block.data))
-        table = self._run(lines)
-        found = self._scanner.scan(data, ends)
-        lengths = np.diff(offsets)
-        oversized = lengths > self._max_line_bytes
-        parsed = _booleans(table["parsed"]) & ~oversized
-        texts = [_single(table[f"c{index}"]) for index in range(len(self.paths))]
-        doubtful = found.doubtful | self._unproven(data, texts, found)
-        return self._assemble(block, data, offsets, table, texts, parsed, doubtful & parsed, oversized)
+            reason = _too_long(block.length, block.sha256)
+            reject = LineReject(0, CORRUPT, reason, block.start[: self._max_raw_bytes])
+            return self._assemble(1, [], _Careful(rejects=[reject]))
+        lines = _Lines(block.data)
+        careful = _Careful()
+        pieces: list[_Piece] = []
+        self._read(lines, 0, len(lines), pieces, careful)
+        for line in careful.lines:
+            self._read_exactly(line, lines[line], careful)
+        return self._assemble(len(lines), pieces, careful)
 
-    def _run(self, lines: pa.StringArray) -> pa.Table:
-        self._connection.register("lines", pa.table({"l": lines}))
-        table: pa.Table = self._connection.sql(self._query).to_arrow_table()
-        self._connection.unregister("lines")
-        return table
-
-    def _unproven(self, data: NDArray[np.uint8], texts: list[pa.StringArray], found: _Found) -> NDArray[np.bool_]:
-        """Rows with a text that the bytes do not prove: no event name, no object of properties, an inexact number."""
-        names = self._scanner.names
-        unproven = np.zeros(len(texts[0]), dtype=bool)
-        event = _byte_after(data, found.where[names["event"]])
-        unproven |= event != QUOTE
-        properties = found.where[names["properties"]]
-        unproven |= (properties >= 0) & (_byte_after(data, properties) != BRACE_OPEN)
-        for path, text in zip(self.paths, texts, strict=True):
-            where = found.where[names[path[-1]]]
-            kind = _byte_after(data, where)
-            present = np.flatnonzero(~_booleans(text.is_null()) & (kind != QUOTE))
-            if not len(present):
-                continue
-            if (where[present] < 0).any():
-                unproven[present[where[present] < 0]] = True
-                present = present[where[present] >= 0]
-            values = text.take(pa.array(present))
-            plain = _booleans(pc.or_(pc.ascii_is_decimal(values), pc.is_in(values, _LITERALS)))
-            rest = np.flatnonzero(~plain)
-            if len(rest):
-                rows = present[rest]
-                proven = _same_bytes(data, where[rows] + 2, values.take(pa.array(rest)))
-                proven |= _is_short_number(data, where[rows] + 2)
-                unproven[rows[~proven]] = True
-        return unproven
-
-    def _assemble(
-        self,
-        block: Block,
-        data: NDArray[np.uint8],
-        offsets: NDArray[np.int32],
-        table: pa.Table,
-        texts: list[pa.StringArray],
-        parsed: NDArray[np.bool_],
-        doubtful: NDArray[np.bool_],
-        oversized: NDArray[np.bool_],
-    ) -> Decoded:
-        view = memoryview(data)
-        rejects: list[LineReject] = []
-        blank = 0
-        # the loops run over the lines that are broken or doubtful, not over the rows
-        for row in np.flatnonzero(~parsed):
-            line = bytes(view[offsets[row] : offsets[row + 1]]).rstrip(b"\n")
-            if oversized[row]:
-                reason = _too_long(len(line), hashlib.sha256(line).hexdigest())
-            elif not line.strip():
-                blank += 1
-                continue
+    def _read(self, lines: _Lines, first: int, last: int, pieces: list[_Piece], careful: _Careful) -> None:
+        """Read the lines `first` to `last` (exclusive) fast; lines that cannot be read so are left to `careful`."""
+        columns = self._try(lines.span(first, last), last - first)
+        if columns is None:
+            if last - first <= EXACT_LINES:
+                careful.lines.extend(range(first, last))
+                return
+            middle = (first + last) // 2
+            self._read(lines, first, middle, pieces, careful)
+            self._read(lines, middle, last, pieces, careful)
+            return
+        doubtful = np.zeros(last - first, dtype=bool)
+        texts = []
+        for path, column in zip(self.paths, columns, strict=True):
+            text, kind = _unquoted(column)
+            texts.append(text)
+            if path == EVENT:
+                doubtful |= kind != QUOTE
             else:
-                reason = _why_not_json(line)
-            rejects.append(LineReject(int(row), CORRUPT, reason, line[: self._max_raw_bytes]))
-        accepted = parsed.copy()
-        replaced: dict[int, list[str | None]] = {}
-        duplicate_keys = 0
-        sample: str | None = None
-        for row in np.flatnonzero(doubtful):
-            line = bytes(view[offsets[row] : offsets[row + 1]]).rstrip(b"\n")
+                _doubt_numbers(lines, first, path, column, kind, doubtful)
+        hashes = self._hashes(columns)
+        if doubtful.any():
+            careful.lines.extend((np.flatnonzero(doubtful) + first).tolist())
+            sure = pa.array(~doubtful)
+            texts = [text.filter(sure) for text in texts]
+            hashes = hashes[~doubtful]
+        pieces.append(_Piece(np.flatnonzero(~doubtful) + first, texts, hashes))
+
+    def _try(self, data: memoryview, count: int) -> list[pa.StringArray] | None:
+        """The JSON texts of `count` lines by path; None if DuckDB refuses them or sees another number of lines."""
+        self._file.replace(data)
+        columns: dict[str, pa.StringArray] = {}
+        for query in self._queries:
             try:
-                exact = read_exactly(line, self.paths)
-            except NotAnEvent as verdict:
-                accepted[row] = False
-                rejects.append(LineReject(int(row), CORRUPT, str(verdict), line[: self._max_raw_bytes]))
-                continue
-            replaced[int(row)] = exact.texts
-            if exact.duplicate_key is not None:
-                duplicate_keys += 1
-                sample = exact.duplicate_key if sample is None else sample
-        rejects.sort()
-        keys = np.column_stack((_numbers(table["k0"], np.uint64), _numbers(table["k1"], np.uint64)))
-        content = _numbers(table["content"], np.uint64)
-        if replaced:
-            texts = _replace_rows(texts, replaced)
-            rows = np.fromiter(replaced, dtype=np.int64)
-            keys[rows] = self._hash_again([texts[self.paths.index(path)] for path in KEY_PATHS], rows)
-        insert_id = texts[self.paths.index(KEY_PATHS[-1])]
-        keys[_booleans(pc.fill_null(pc.equal(insert_id, ""), True))] = 0  # noqa: FBT003 - pyarrow's fill value
-        processed = _milliseconds(texts[self.paths.index(PROCESSED_PATH)])
-        rows = np.flatnonzero(accepted).astype(np.int32)
-        if len(rows) < len(accepted):
-            keep = pa.array(accepted)
-            texts = [text.filter(keep) for text in texts]
-            keys, processed, content = keys[rows], processed[rows], content[rows]
-        last = len(accepted) - 1
+                table = self._connection.sql(query).to_arrow_table()
+            except duckdb.InvalidInputException:
+                return None
+            if table.num_rows != count:
+                return None
+            columns.update((name, _single(table[name])) for name in table.column_names)
+        return [columns[f"c{index}"] for index in range(len(self.paths))]
+
+    def _hashes(self, columns: Sequence[pa.StringArray]) -> NDArray[np.uint64]:
+        """Three numbers a row, from its JSON texts: two for Mixpanel's key, one for all. Zero keys: no `$insert_id`."""
+        keys = [f"c{self.paths.index(path)}" for path in KEY_PATHS]
+        texts = {f"c{index}": column for index, column in enumerate(columns) if column.null_count < len(column)}
+        texts.update((key, columns[int(key[1:])]) for key in keys)
+        self._connection.register("texts", pa.table(texts))
+        table = self._connection.sql(
+            f"select hash({', '.join(keys)}) as k0, hash({', '.join(reversed(keys))}) as k1, "  # noqa: S608 - names made here
+            f"hash({', '.join(sorted(texts))}) as content from texts"
+        ).to_arrow_table()
+        self._connection.unregister("texts")
+        hashes = np.column_stack([np.asarray(table[name]) for name in ("k0", "k1", "content")])
+        without = pc.fill_null(pc.equal(columns[self.paths.index(INSERT_ID)], pa.scalar('""')), pa.scalar(value=True))
+        hashes[np.asarray(without), :2] = 0
+        return hashes
+
+    def _read_exactly(self, line: int, raw: bytes, careful: _Careful) -> None:
+        if not raw.strip():
+            careful.blank += 1
+            return
+        kept = raw[: self._max_raw_bytes]
+        if len(raw) > self._max_line_bytes:
+            reason = _too_long(len(raw), hashlib.sha256(raw).hexdigest())
+            careful.rejects.append(LineReject(line, CORRUPT, reason, kept))
+            return
+        try:
+            exact = read_exactly(raw, self.paths)
+        except NotAnEvent as verdict:
+            careful.rejects.append(LineReject(line, CORRUPT, str(verdict), kept))
+            return
+        careful.rows.append(line)
+        careful.found.append(exact)
+
+    def _careful_piece(self, careful: _Careful) -> _Piece:
+        """The lines that were read exactly, as a piece like the others: their hashes come from the same JSON texts."""
+        texts = []
+        columns = []
+        for index in range(len(self.paths)):
+            text = pa.array([exact.texts[index] for exact in careful.found], type=pa.string())
+            quoted = pa.array([exact.quoted[index] for exact in careful.found], type=pa.bool_())
+            texts.append(text)
+            self._connection.register("texts", pa.table({"t": text, "q": quoted}))
+            columns.append(
+                _single(
+                    self._connection.sql(
+                        "select case when q then to_json(t)::varchar else json(t)::varchar end as c from texts"
+                    ).to_arrow_table()["c"]
+                )
+            )
+            self._connection.unregister("texts")
+        return _Piece(np.array(careful.rows, dtype=np.int64), texts, self._hashes(columns))
+
+    def _assemble(self, lines: int, pieces: list[_Piece], careful: _Careful) -> Decoded:
+        if careful.found:
+            pieces = [*pieces, self._careful_piece(careful)]
+        if not pieces:
+            nothing = pa.array([], type=pa.string())
+            pieces = [
+                _Piece(np.zeros(0, dtype=np.int64), [nothing] * len(self.paths), np.zeros((0, 3), dtype=np.uint64))
+            ]
+        if len(pieces) == 1:
+            rows, texts, hashes = pieces[0]
+        else:
+            order = np.argsort(np.concatenate([piece.rows for piece in pieces]), kind="stable")
+            rows = np.concatenate([piece.rows for piece in pieces])[order]
+            hashes = np.concatenate([piece.hashes for piece in pieces])[order]
+            at = pa.array(order)
+            texts = [
+                pa.concat_arrays([piece.texts[index] for piece in pieces]).take(at) for index in range(len(self.paths))
+            ]
+        rejects = sorted(careful.rejects)
+        duplicates = [exact.duplicate_key for exact in careful.found if exact.duplicate_key is not None]
         return Decoded(
-            lines=len(accepted),
-            blank=blank,
+            lines=lines,
+            blank=careful.blank,
             rows=rows,
             texts=texts,
             rejects=rejects,
-            keys=keys,
-            processed=processed,
-            content=content,
-            duplicate_keys=duplicate_keys,
-            duplicate_key_sample=sample,
-            last_line_rejected=bool(rejects) and rejects[-1].row == last,
+            keys=hashes[:, :2],
+            processed=_milliseconds(texts[self.paths.index(PROCESSED)]),
+            content=hashes[:, 2],
+            duplicate_keys=len(duplicates),
+            duplicate_key_sample=duplicates[0] if duplicates else None,
+            last_line_rejected=bool(rejects) and rejects[-1].row == lines - 1,
         )
 
     def rejects(
-        self, block: Block | OversizedLine, decoded: Decoded, at: NDArray[np.int64], code: str, reasons: Sequence[str]
+        self, block: Block | OversizedLine, rows: NDArray[np.int64], code: str, reasons: Sequence[str]
     ) -> list[LineReject]:
-        """Rejects, with their raw lines, for events of `decoded` that a later step refuses; `at` are their positions."""
-        assert not isinstance(block, OversizedLine)
-        data = np.frombuffer(block.data, dtype=np.uint8)
-        ends = np.append(np.flatnonzero(data == NEWLINE), len(data))
-        rows = decoded.rows[at]
-        starts = np.where(rows > 0, ends[rows - 1] + 1, 0)
+        """Rejects, with their raw lines, for events that a later step refuses; `rows` are their lines in the block."""
+        assert isinstance(block, Block)
+        lines = _Lines(block.data)
         return [
-            LineReject(int(row), code, reason, data[start : ends[row]][: self._max_raw_bytes].tobytes())
-            for row, start, reason in zip(rows, starts, reasons, strict=True)
+            LineReject(int(row), code, reason, lines[int(row)][: self._max_raw_bytes])
+            for row, reason in zip(rows, reasons, strict=True)
         ]
 
-    def _hash_again(self, texts: list[pa.StringArray], rows: NDArray[np.int64]) -> NDArray[np.uint64]:
-        at = pa.array(rows)
-        self._connection.register("again", pa.table({f"c{i}": text.take(at) for i, text in enumerate(texts)}))
-        names = [f"c{i}" for i in range(len(texts))]
-        table = self._connection.sql(
-            f"select hash({', '.join(names)}) as k0, hash({', '.join(reversed(names))}) as k1 from again"  # noqa: S608 - names made here
-        ).to_arrow_table()
-        self._connection.unregister("again")
-        return np.column_stack((_numbers(table["k0"], np.uint64), _numbers(table["k1"], np.uint64)))
 
-    def _nothing(self, *, lines: int, reject: LineReject) -> Decoded:
-        empty = pa.array([], type=pa.string())
-        return Decoded(
-            lines=lines,
-            blank=0,
-            rows=np.zeros(0, dtype=np.int32),
-            texts=[empty for _ in self.paths],
-            rejects=[reject],
-            keys=np.zeros((0, 2), dtype=np.uint64),
-            processed=np.zeros(0, dtype=np.int64),
-            content=np.zeros(0, dtype=np.uint64),
-            last_line_rejected=True,
-        )
+class _Piece(NamedTuple):
+    """Events of a block: their lines, their texts by path, their three hashes."""
+
+    rows: NDArray[np.int64]
+    texts: list[pa.StringArray]
+    hashes: NDArray[np.uint64]
 
 
-class _KeyScanner:
-    """Finds `"name":` for a set of names in a block, and the lines where that alone decides nothing.
+class _Careful:
+    """The lines of a block that are read one by one, and what they turned out to be."""
 
-    A line is doubtful when a name stands in it twice (at any depth), when white space stands between a key and its colon,
-    or when an escape may spell a name. Names are told apart by their last and first eight bytes and their length, so a
-    key of another name may be taken for a wanted one: the line is then read exactly, or the text is null anyway.
-    """
+    def __init__(self, rejects: Sequence[LineReject] = ()) -> None:
+        self.lines: list[int] = []
+        self.blank = 0
+        self.rejects = list(rejects)
+        self.rows: list[int] = []
+        self.found: list[Exact] = []
 
-    MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-    SHIFT = np.uint64(48)
-    WORD = 8
 
-    def __init__(self, names: set[str]) -> None:
-        self.names = {name: number for number, name in enumerate(sorted(names), start=1)}
-        self._any_escape = any(not name.isascii() or set(name) & set('"\\/') for name in names)
-        quoted = {number: b'"' + name.encode() for name, number in self.names.items()}
-        size = len(quoted) + 1
-        self._lengths = np.zeros(size, dtype=np.int64)
-        self._tails, self._heads = np.zeros(size, dtype=np.uint64), np.zeros(size, dtype=np.uint64)
-        self._short: list[tuple[int, np.uint64, np.uint64]] = []
-        slots: dict[int, list[int]] = {}
-        for number, text in quoted.items():
-            self._lengths[number] = len(text)
-            if len(text) < self.WORD:
-                mask, code = (b"\xff" * len(text)).rjust(self.WORD, b"\0"), text.rjust(self.WORD, b"\0")
-                self._short.append((number, np.uint64(_word(mask)), np.uint64(_word(code))))
-                continue
-            self._tails[number], self._heads[number] = _word(text[-self.WORD :]), _word(text[: self.WORD])
-            slot = (_word(text[-self.WORD :]) * int(self.MULTIPLIER) & 0xFFFF_FFFF_FFFF_FFFF) >> int(self.SHIFT)
-            slots.setdefault(slot, []).append(number)
-        depth = max(map(len, slots.values()), default=1)
-        kind = np.uint8 if size < 1 << 8 else np.uint16
-        self._table = np.zeros(1 << 16, dtype=kind)
-        self._others = np.zeros((depth, size), dtype=kind)
-        for slot, numbers in slots.items():
-            self._table[slot] = numbers[0]
-            self._others[: len(numbers), numbers[0]] = numbers
+class _Lines:
+    """The lines of a block by number, without their `\\n`; the last one may have none."""
 
-    def scan(self, data: NDArray[np.uint8], ends: NDArray[np.int64]) -> _Found:
-        """`ends`: for each line the position of its newline, or the end of the block."""
-        count = len(ends)
-        doubtful = np.zeros(count, dtype=bool)
-        where = np.full((len(self._lengths), count), -1, dtype=np.int64)
-        found = _Found(where, doubtful)
-        closing, spaced = self._closing_quotes(data)
-        doubtful[np.searchsorted(ends, spaced)] = True
-        self._mark_escapes(data, ends, doubtful)
-        if not len(closing) or len(data) < self.WORD:
-            doubtful[:] = True
-            return found
-        words = np.lib.stride_tricks.as_strided(data[: self.WORD].view("<u8"), (len(data) - self.WORD + 1,), (1,))
-        codes = words[np.maximum(closing - self.WORD, 0)]
-        for index in range(np.searchsorted(closing, self.WORD)):
-            codes[index] = _word(data[: closing[index]].tobytes().rjust(self.WORD, b"\0"))
-        with np.errstate(over="ignore"):
-            number = self._table[(codes * self.MULTIPLIER) >> self.SHIFT]
-        hits = np.flatnonzero(number)
-        first = self._others[0].take(number[hits])
-        position, code = closing[hits], codes[hits]
-        named = np.zeros_like(first)
-        for others in self._others:
-            other = others.take(first)
-            opening = position - self._lengths[other]
-            same = (code == self._tails[other]) & (words[np.maximum(opening, 0)] == self._heads[other]) & (other > 0)
-            named[same] = other[same]
-        number[hits] = named
-        for short, mask, code_of_short in self._short:
-            number[(codes & mask) == code_of_short] = short
-        hits = np.flatnonzero(number)
-        line = np.repeat(np.arange(count, dtype=np.int32), np.diff(np.searchsorted(closing, ends), prepend=0))
-        cell = number[hits] * np.int64(count) + line[hits]
-        twice = np.bincount(cell, minlength=where.size) > 1
-        if twice.any():
-            doubtful |= twice.reshape(where.shape).any(axis=0)
-        where.reshape(-1)[cell] = closing[hits]
-        return found
+    def __init__(self, data: bytes | memoryview) -> None:
+        self.bytes = np.frombuffer(data, dtype=np.uint8)
+        self._view = memoryview(data)
+        ends = np.flatnonzero(self.bytes == NEWLINE)
+        if self.bytes[-1] != NEWLINE:
+            ends = np.append(ends, len(self.bytes))
+        self.ends = ends
+        self.starts = np.concatenate(([0], ends[:-1] + 1))
 
-    @staticmethod
-    def _closing_quotes(data: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        closing = []
-        spaced = []
-        for start in range(0, len(data), SCAN_BYTES):
-            piece = data[start : start + SCAN_BYTES + 1]
-            following = piece[1:]
-            quote = piece[:-1] == QUOTE
-            at = np.flatnonzero(quote & (following == COLON))
-            at += start
-            closing.append(at)
-            quote &= following <= SPACE
-            if quote.any():
-                odd = np.flatnonzero(quote)
-                odd = odd[following[odd] != NEWLINE] + start
-                spaced.append(odd)
-        if not closing:
-            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-        return np.concatenate(closing), np.concatenate(spaced) if spaced else np.zeros(0, dtype=np.int64)
+    def __len__(self) -> int:
+        return len(self.ends)
 
-    def _mark_escapes(self, data: NDArray[np.uint8], ends: NDArray[np.int64], doubtful: NDArray[np.bool_]) -> None:
-        """An escape can spell a wanted name otherwise: `\\u0074ime`. For names of plain ASCII only `\\u00xx` can."""
-        escapes = np.flatnonzero(data == BACKSLASH)
-        if not len(escapes):
-            return
-        if not self._any_escape:
-            padded = np.append(data, np.zeros(4, dtype=np.uint8))
-            escapes = escapes[
-                (padded[escapes + 1] == ord("u"))
-                & (padded[escapes + 2] == ord("0"))
-                & (padded[escapes + 3] == ord("0"))
-                & (padded[escapes + 4] < ord("8"))
-            ]
-        doubtful[np.searchsorted(ends, escapes)] = True
+    def __getitem__(self, line: int) -> bytes:
+        return bytes(self._view[self.starts[line] : self.ends[line]])
+
+    @cached_property
+    def escaped(self) -> NDArray[np.bool_]:
+        """Lines with a `\\u` escape, which may spell a key otherwise."""
+        marked = np.zeros(len(self.ends), dtype=bool)
+        at = np.flatnonzero(self.bytes[:-1] == BACKSLASH)
+        marked[np.searchsorted(self.ends, at[self.bytes[at + 1] == ord("u")])] = True
+        return marked
+
+    def span(self, first: int, last: int) -> memoryview:
+        """The bytes of the lines `first` to `last` (exclusive)."""
+        return self._view[self.starts[first] : self.ends[last - 1] + 1]
+
+
+class _BlockFile:
+    """A file in memory, where there is such a thing, that DuckDB reads by its path."""
+
+    def __init__(self) -> None:
+        if hasattr(os, "memfd_create"):
+            self._descriptor = os.memfd_create("block")
+            self.path = f"/proc/self/fd/{self._descriptor}"
+        else:
+            self._descriptor, self.path = tempfile.mkstemp(prefix="mixpanel-worker-block-")
+
+    def replace(self, data: memoryview) -> None:
+        written = 0
+        while written < len(data):
+            written += os.pwrite(self._descriptor, data[written:], written)
+        # cut afterwards: the pages of the block before are written over, not given back and taken again
+        os.ftruncate(self._descriptor, len(data))
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+        if not self.path.startswith("/proc/"):
+            os.unlink(self.path)
 
 
 class Exact(NamedTuple):
+    """One event: its texts by path, which of them are JSON strings, and a key that an object had twice."""
+
     texts: list[str | None]
+    quoted: list[bool]
     duplicate_key: str | None
 
 
@@ -461,10 +411,12 @@ def read_exactly(line: bytes, paths: Sequence[Path]) -> Exact:
         raise NotAnEvent("The line has no event name.")
     if not isinstance(value.get("properties"), dict | None):
         raise NotAnEvent("properties is not an object.")
-    return Exact([_text(_at(value, path)) for path in paths], duplicates[0] if duplicates else None)
+    found = [_at(value, path) for path in paths]
+    quoted = [isinstance(item, str) and not isinstance(item, _Number) for item in found]
+    return Exact([_text(item) for item in found], quoted, duplicates[0] if duplicates else None)
 
 
-def _at(value: Any, path: Path) -> Any:
+def _at(value: Any, path: Path) -> Any:  # noqa: ANN401 - any JSON
     for name in path:
         if not isinstance(value, dict):
             return None
@@ -472,7 +424,7 @@ def _at(value: Any, path: Path) -> Any:
     return value
 
 
-def _text(value: Any) -> str | None:
+def _text(value: Any) -> str | None:  # noqa: ANN401 - any JSON
     if value is None:
         return None
     if isinstance(value, bool):
@@ -498,14 +450,114 @@ def _too_long(length: int, sha256: str) -> str:
     return f"The line is too long: {length} bytes, SHA-256 {sha256}."
 
 
-_LITERALS = pa.array(["true", "false"])
+def _layers(paths: Sequence[Path]) -> list[list[int]]:
+    """Numbers of paths, split so that within a layer no path lies above another: one query reads one tree."""
+    layers: list[list[int]] = []
+    for index, path in enumerate(paths):
+        for layer in layers:
+            if not any(
+                path[: len(paths[other])] == paths[other] or paths[other][: len(path)] == path for other in layer
+            ):
+                layer.append(index)
+                break
+        else:
+            layers.append([index])
+    return layers
 
 
-def _byte_after(data: NDArray[np.uint8], closing: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """The first byte of the value behind each `":`, 0 where the key is absent."""
-    first = data[np.minimum(np.maximum(closing, 0) + 2, len(data) - 1)]
-    first[closing < 0] = 0
-    return first
+def _type_of(node: dict[str, Any]) -> str:
+    """The DuckDB type that reads a tree of wanted keys."""
+    if not node:
+        return "JSON"
+    return "STRUCT(" + ", ".join(f"{_identifier(name)} {_type_of(inner)}" for name, inner in node.items()) + ")"
+
+
+def _unquoted(column: pa.StringArray) -> tuple[pa.StringArray, NDArray[np.uint8]]:
+    """Texts from JSON texts, and the first byte of each JSON text, 0 for null."""
+    count = len(column)
+    if column.null_count == count:
+        return column, np.zeros(count, dtype=np.uint8)
+    offsets = np.frombuffer(column.buffers()[1], dtype=np.int32)[column.offset : column.offset + count + 1]
+    data = np.frombuffer(column.buffers()[2], dtype=np.uint8)
+    kind = data[np.minimum(offsets[:-1], len(data) - 1)]
+    kind[offsets[:-1] == offsets[1:]] = 0
+    quoted = kind == QUOTE
+    if not quoted.any():
+        return column, kind
+    text = pc.binary_slice(column.cast(pa.binary()), 1, -1).view(pa.string())
+    escapes = np.flatnonzero(data[offsets[0] : offsets[-1]] == BACKSLASH)
+    if len(escapes):
+        rows = np.unique(np.searchsorted(offsets, escapes + offsets[0], side="right") - 1)
+        rows = rows[quoted[rows]]
+        mask = np.zeros(count, dtype=bool)
+        mask[rows] = True
+        values = orjson.loads("[" + ",".join(column.take(pa.array(rows)).to_pylist()) + "]")
+        text = pc.replace_with_mask(text, pa.array(mask), pa.array(values, type=pa.string()))
+    if quoted.sum() + column.null_count < count:
+        text = pc.if_else(pa.array(quoted), text, column)
+    return text, kind
+
+
+def _doubt_numbers(
+    lines: _Lines,
+    first: int,
+    path: Path,
+    column: pa.StringArray,
+    kind: NDArray[np.uint8],
+    doubtful: NDArray[np.bool_],
+) -> None:
+    """Mark the rows whose JSON text may differ from the line's: numbers beyond integers, objects, arrays.
+
+    `first` is the line of row 0. A row stays unmarked when its line has the path's last key once, and behind it the same
+    bytes, or a number so short that nothing can have been lost.
+    """
+    rows = np.flatnonzero((kind != QUOTE) & (kind != 0))
+    if not len(rows):
+        return
+    values = column.take(pa.array(rows))
+    exact = np.asarray(pc.or_(pc.ascii_is_decimal(values), pc.is_in(values, _LITERALS)))
+    if exact.all():
+        return
+    rows = rows[~exact]
+    values = values.filter(pa.array(~exact))
+    starts = _values_of(lines, first + rows, path[-1])
+    found = np.flatnonzero(starts >= 0)
+    same = np.zeros(len(rows), dtype=bool)
+    found = found[~lines.escaped[first + rows[found]]]
+    at, data = starts[found], lines.bytes
+    same[found] = _same_bytes(data, at, values.take(pa.array(found))) | _is_short_number(data, at)
+    doubtful[rows[~same]] = True
+
+
+def _values_of(lines: _Lines, rows: NDArray[np.int64], name: str) -> NDArray[np.int64]:
+    """Where the value of `"name":` starts in each of these lines; -1 where that does not stand in it just once."""
+    needle = f'"{name}":'.encode()
+    word = needle[-8:]
+    code, mask = np.uint64(_word(word.rjust(8, b"\0"))), np.uint64(_word((b"\xff" * len(word)).rjust(8, b"\0")))
+    starts = np.full(len(rows), -1, dtype=np.int64)
+    times = np.zeros(len(rows), dtype=np.int64)
+    gap = len(needle)
+    data = lines.bytes
+    begin = 0
+    while begin < len(rows):
+        # the wanted lines that lie within one piece; what lies between them is scanned too
+        base = max(int(lines.starts[rows[begin]]) - 8, 0)
+        end = max(int(np.searchsorted(lines.ends[rows], base + SCAN_BYTES)), begin + 1)
+        piece = data[base : int(lines.ends[rows[end - 1]])]
+        words = np.lib.stride_tricks.as_strided(piece[:8].view("<u8"), (len(piece) - 7,), (1,))
+        at = np.flatnonzero((words & mask) == code) + base + 8
+        row = np.searchsorted(lines.ends[rows[begin:end]], at) + begin
+        inside = (row < end) & (at - gap >= lines.starts[rows[np.minimum(row, end - 1)]])
+        at, row = at[inside], row[inside]
+        if gap > len(word) and len(at):
+            head = data[(at - gap)[:, None] + np.arange(gap - len(word))]
+            whole = (head == np.frombuffer(needle[: -len(word)], dtype=np.uint8)).all(axis=1)
+            at, row = at[whole], row[whole]
+        np.add.at(times, row, 1)
+        starts[row] = at
+        begin = end
+    starts[times != 1] = -1
+    return starts
 
 
 def _same_bytes(data: NDArray[np.uint8], starts: NDArray[np.int64], texts: pa.StringArray) -> NDArray[np.bool_]:
@@ -515,60 +567,44 @@ def _same_bytes(data: NDArray[np.uint8], starts: NDArray[np.int64], texts: pa.St
     same = (ends < len(data)) & (lengths > 0)
     same[same] = _ENDS_VALUE[data[ends[same]]]
     rows = np.flatnonzero(same)
+    if not len(rows):
+        return same
     lengths = lengths[rows]
-    total = int(lengths.sum())
     firsts = np.cumsum(lengths) - lengths
-    at = np.arange(total) + np.repeat(starts[rows] - firsts, lengths)
+    at = np.arange(int(lengths.sum())) + np.repeat(starts[rows] - firsts, lengths)
     joined = np.frombuffer("".join(texts.take(pa.array(rows)).to_pylist()).encode(), dtype=np.uint8)
-    differs = np.add.reduceat(data[at] != joined, firsts) if total else np.zeros(0, dtype=np.int64)
-    same[rows] = differs == 0
+    same[rows] = np.add.reduceat(data[at] != joined, firsts) == 0
     return same
 
 
 def _is_short_number(data: NDArray[np.uint8], starts: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Whether at each start stands a decimal so short that a double gives its value back, and no exponent."""
     short = np.zeros(len(starts), dtype=bool)
+    decimal = np.ones(len(starts), dtype=bool)
     for length in range(SAFE_NUMBER_BYTES + 1):
-        at = np.minimum(starts + length, len(data) - 1)
-        short |= _ENDS_VALUE[data[at]]
-        starts = np.where(short | _IN_DECIMAL[data[at]], starts, len(data))
-    return short & (starts < len(data))
+        byte = data[np.minimum(starts + length, len(data) - 1)]
+        short |= decimal & _ENDS_VALUE[byte]
+        decimal &= _IN_DECIMAL[byte]
+    return short
 
 
+BACKSLASH = ord("\\")
+_LITERALS = pa.array(["true", "false"])
 _ENDS_VALUE = np.zeros(256, dtype=bool)
-_ENDS_VALUE[[COMMA, BRACE_CLOSE, BRACKET_CLOSE, SPACE, 9, 13, NEWLINE]] = True
+_ENDS_VALUE[list(b",}] \t\r\n")] = True
 _IN_DECIMAL = np.zeros(256, dtype=bool)
-_IN_DECIMAL[[*range(48, 58), ord("."), MINUS]] = True
-
-
-def _replace_rows(texts: list[pa.StringArray], rows: dict[int, list[str | None]]) -> list[pa.StringArray]:
-    mask = np.zeros(len(texts[0]), dtype=bool)
-    order = sorted(rows)
-    mask[order] = True
-    keep = pa.array(mask)
-    return [
-        pc.replace_with_mask(text, keep, pa.array([rows[row][column] for row in order], type=pa.string()))
-        for column, text in enumerate(texts)
-    ]
+_IN_DECIMAL[list(b"0123456789.-")] = True
 
 
 def _milliseconds(texts: pa.StringArray) -> NDArray[np.int64]:
     """Whole milliseconds; -1 where there is no such number."""
-    whole = pc.and_(pc.ascii_is_decimal(texts), pc.less_equal(pc.binary_length(texts), 18))
-    numbers = pc.cast(pc.if_else(whole, texts, "-1"), pa.int64())
-    return np.asarray(pc.fill_null(numbers, -1))
+    whole = pc.and_(pc.ascii_is_decimal(texts), pc.less_equal(pc.binary_length(texts), pa.scalar(18)))
+    numbers = pc.cast(pc.if_else(whole, texts, pa.scalar("-1")), pa.int64())
+    return np.asarray(pc.fill_null(numbers, pa.scalar(-1)))
 
 
-def _single(column: pa.ChunkedArray) -> pa.StringArray:
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
-
-
-def _booleans(column: pa.ChunkedArray | pa.Array) -> NDArray[np.bool_]:
-    return np.asarray(column).astype(bool)
-
-
-def _numbers(column: pa.ChunkedArray, kind: type[np.uint64]) -> NDArray[np.uint64]:
-    return np.array(column, dtype=kind)
+def _single(column: pa.ChunkedArray[Any]) -> Any:  # noqa: ANN401 - the type of the column
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _word(eight: bytes) -> int:

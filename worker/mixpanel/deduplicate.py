@@ -86,7 +86,7 @@ class Deduplicator:
         if self._spilled is None:
             self._spilled = tempfile.TemporaryDirectory(prefix="keys-", dir=self._folder)
             for part in range(PARTITIONS):
-                open(self._part(part), "wb").close()  # noqa: PTH123, SIM115
+                open(self._part(part), "wb").close()  # noqa: PTH123
         records = self._take()
         part_of = (records["key0"] >> np.uint64(56)).astype(np.uint8)
         order = np.argsort(part_of, kind="stable")
@@ -106,9 +106,7 @@ def _losers(records: NDArray[np.void]) -> NDArray[np.int64]:
         return np.empty(0, dtype=np.int64)
     at = np.minimum(np.searchsorted(repeated, records["key0"]), len(repeated) - 1)
     rivals = records[repeated[at] == records["key0"]]
-    order = np.lexsort(
-        (rivals["row"], ~rivals["content"], -rivals["processed"], rivals["key1"], rivals["key0"])
-    )
+    order = np.lexsort((rivals["row"], ~rivals["content"], -rivals["processed"], rivals["key1"], rivals["key0"]))
     rivals = rivals[order]
     same = (rivals["key0"][1:] == rivals["key0"][:-1]) & (rivals["key1"][1:] == rivals["key1"][:-1])
     losers: NDArray[np.int64] = rivals["row"][1:][same]

@@ -7,9 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+import html
 import json
 import ssl
+import zlib
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Protocol, Self
+from urllib.parse import quote, quote_plus
 
 import aiohttp
 
@@ -21,6 +27,7 @@ from worker.errors import (
     ExportUnavailableError,
     SourceError,
 )
+from worker.mixpanel.body import GZIP_MAGIC
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,18 +107,18 @@ class MixpanelExports:
                     url, params=parameters(source, day), headers=headers, allow_redirects=False
                 )
             async with response:
-                if response.status != 200:  # noqa: PLR2004
-                    raise await _refusal(response, source.credentials)
+                if response.status != 200:
+                    raise await _refusal(response, source.credentials, self._settings.idle_seconds)
                 await self._receive(response, spool, on_bytes)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _unreachable(error, source, self._settings) from error
 
-    async def _receive(
-        self, response: aiohttp.ClientResponse, spool: Spool, on_bytes: Callable[[int], None]
-    ) -> None:
+    async def _receive(self, response: aiohttp.ClientResponse, spool: Spool, on_bytes: Callable[[int], None]) -> None:
         encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
         if encoding not in {"gzip", "x-gzip", "identity", ""}:
-            raise ExportBrokenError(f"The export came in an encoding nobody asked for: {encoding[:40]!r}.", reason="encoding")
+            raise ExportBrokenError(
+                f"The export came in an encoding nobody asked for: {encoding[:40]!r}.", reason="encoding"
+            )
         proves_end = response.headers.get("Content-Length") is not None or (
             response.headers.get("Transfer-Encoding", "").lower() == "chunked"
         )
@@ -128,18 +135,22 @@ class MixpanelExports:
                         window.reschedule(loop.time() + window_seconds)
                         window_bytes = 0
                     if len(gathered) >= WRITE_BYTES:
-                        data, gathered = gathered, bytearray()
+                        data, gathered = bytes(gathered), bytearray()
                         on_bytes(len(data))
                         await asyncio.to_thread(spool.write, data)
         except TimeoutError as error:
             raise ExportBrokenError(
-                f"The export stalled: less than {LEAST_BYTES_PER_WINDOW} bytes in {window_seconds:g} seconds.", reason="stalled"
+                f"The export stalled: less than {LEAST_BYTES_PER_WINDOW} bytes in {window_seconds:g} seconds.",
+                reason="stalled",
             ) from error
         except (aiohttp.ClientError, OSError) as error:
             raise ExportBrokenError(f"The export broke off ({type(error).__name__}).", reason="transport") from error
+        if encoding in {"gzip", "x-gzip"} and not gathered and not spool.size:
+            # gzip of nothing has 20 bytes, and Mixpanel does not compress an empty day
+            raise ExportBrokenError("The export was to be gzip and not a byte of it came.", reason="cut_gzip")
         if gathered:
             on_bytes(len(gathered))
-            await asyncio.to_thread(spool.write, gathered)
+            await asyncio.to_thread(spool.write, bytes(gathered))
         spool.finish(proves_end=proves_end)
 
 
@@ -161,28 +172,36 @@ def parameters(source: Source, day: date) -> dict[str, str]:
     return query
 
 
-async def _refusal(response: aiohttp.ClientResponse, credentials: Credentials) -> SourceError:
+async def _refusal(response: aiohttp.ClientResponse, credentials: Credentials, seconds: float) -> SourceError:
     """The error for a status other than 200. The body may be JSON or plain text, at any status."""
-    body = await response.content.read(ERROR_BODY_BYTES)
-    said = scrub(_error_text(body), credentials)
+    body = bytearray()
+    # what the status says counts also where the text behind it never comes
+    with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
+        async with asyncio.timeout(seconds):
+            while len(body) < ERROR_BODY_BYTES and (piece := await response.content.read(ERROR_BODY_BYTES)):
+                body += piece
+    said = _error_text(bytes(body[:ERROR_BODY_BYTES]), credentials)
     status = response.status
     message = f"Mixpanel answered {status}: {said}" if said else f"Mixpanel answered {status}."
-    if status == 429:  # noqa: PLR2004
+    if status == 429:
         return ExportThrottledError(message, retry_after_seconds=_retry_after(response))
-    if status >= 500 or status == 408:  # noqa: PLR2004
+    if status >= 500 or status == 408:
         return ExportUnavailableError(message)
-    if status == 400 and "later than today" in said.lower():  # noqa: PLR2004
+    if status == 400 and "later than today" in said.lower():
         return DayNotBegunError(message)
-    if status == 400 and "authenticate" in said.lower():  # noqa: PLR2004
+    if status == 400 and "authenticate" in said.lower():
         return ExportRefusedError(message, status=401, advice=ADVICE[401])
-    if 300 <= status < 400:  # noqa: PLR2004
+    if 300 <= status < 400:
         return ExportRefusedError(
             f"The server answered {status}, a redirect, which is not followed.", status=status, advice=ADVICE[404]
         )
     return ExportRefusedError(message, status=status, advice=ADVICE.get(status))
 
 
-def _error_text(body: bytes) -> str:
+def _error_text(body: bytes, credentials: Credentials) -> str:
+    if body.startswith(GZIP_MAGIC):
+        with contextlib.suppress(zlib.error):
+            body = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(body, ERROR_BODY_BYTES)
     text = body.decode("utf-8", "replace").strip()
     try:
         document = json.loads(text)
@@ -191,25 +210,30 @@ def _error_text(body: bytes) -> str:
     else:
         if isinstance(document, dict) and isinstance(document.get("error"), str):
             text = document["error"]
+    # scrubbed before it is cut: the start of a secret is a secret, too
+    text = scrub(text, credentials)
     printable = "".join(character if character.isprintable() else " " for character in text)
     return printable[:ERROR_TEXT_CHARACTERS]
 
 
 def scrub(text: str, credentials: Credentials) -> str:
-    """`text` without the password and without the header made of it, should a server repeat them."""
-    secrets = [authorization(credentials).removeprefix("Basic "), credentials.password.reveal()]
-    if credentials.is_project_secret:
-        secrets.append(credentials.username)
-    for secret in filter(None, secrets):
-        text = text.replace(secret, "***")
+    """`text` without the password and without the header made of it, should a server repeat them.
+
+    A server may repeat them as they are, in base64, or as JSON, HTML or a URL writes them.
+    """
+    secret = credentials.username if credentials.is_project_secret else credentials.password.reveal()
+    in_base64 = authorization(credentials).removeprefix("Basic ")
+    forms = {secret, in_base64, in_base64.rstrip("=")}
+    forms |= {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]}
+    forms |= {quote(secret), quote(secret, safe=""), quote_plus(secret)}
+    forms |= {html.escape(secret), html.escape(secret, quote=False)}
+    for form in sorted(filter(None, forms), key=len, reverse=True):
+        text = text.replace(form, "***")
     return text
 
 
 def _retry_after(response: aiohttp.ClientResponse) -> float | None:
     """`Retry-After` in seconds, from a number or an HTTP date; the longest of several; None if there is no usable one."""
-    from datetime import UTC, datetime
-    from email.utils import parsedate_to_datetime
-
     waits = []
     for value in response.headers.getall("Retry-After", []):
         text = value.strip()
@@ -235,5 +259,7 @@ def _unreachable(error: BaseException, source: Source, settings: Settings) -> So
         return ExportUnavailableError(f"{host} did not answer within {settings.connect_seconds:g} seconds.")
     if isinstance(error, TimeoutError):
         return ExportUnavailableError(f"{host} sent nothing within {settings.first_byte_seconds:g} seconds.")
+    if isinstance(error, aiohttp.ClientResponseError):
+        return ExportUnavailableError(f"{host} sent an answer that is not proper HTTP.")
     # the text of an aiohttp error can hold the whole URL: only its kind is passed on
     return ExportUnavailableError(f"{host} could not be reached ({type(error).__name__}).")

@@ -5,17 +5,62 @@ A slow target never stalls the socket, which Mixpanel answers by ending the expo
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
+import tempfile
 import threading
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from worker.errors import ResourceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
     from types import TracebackType
 
 READ_BYTES = 1 << 18
+PROCESS_PREFIX = "worker-process-"
+
+
+@contextmanager
+def own_spool(folder: Path) -> Iterator[Path]:
+    """A folder below `folder` for this process alone, removed at the end; folders of dead processes are removed first.
+
+    A process holds a lock on its own folder, which the kernel lets go of however the process ends. Another lock, on
+    `folder`, keeps a folder from being taken for a dead one before it is locked.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _locked(folder, fcntl.LOCK_EX):
+            for left in folder.glob(f"{PROCESS_PREFIX}*"):
+                # a live one is locked; one of another user cannot be opened or removed
+                with suppress(OSError), _locked(left, fcntl.LOCK_EX | fcntl.LOCK_NB, os.O_NOFOLLOW):
+                    shutil.rmtree(left, ignore_errors=True)
+            own = Path(tempfile.mkdtemp(prefix=PROCESS_PREFIX, dir=folder))
+            held = os.open(own, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(held, fcntl.LOCK_EX)
+    except OSError as error:
+        raise ResourceError(
+            f"The spool folder {folder} cannot be used: {error.strerror or error}.",
+            advice="Free some disk, or let WORKER_SPOOL name a folder with room that the worker may write to.",
+        ) from error
+    try:
+        yield own
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+        os.close(held)
+
+
+@contextmanager
+def _locked(folder: Path, operation: int, flags: int = 0) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | flags)
+    try:
+        fcntl.flock(descriptor, operation)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 class ExportAbandonedError(Exception):
@@ -25,7 +70,8 @@ class ExportAbandonedError(Exception):
 class Spool:
     """One writer (`write`, then `finish` or `fail`) and one reader (`chunks`), each on a thread of its own.
 
-    `proves_end` tells after `finish` whether the transport itself proved that the body is whole (a length or a chunk end).
+    `proves_end` tells after `finish` whether the transport itself proved that the body is whole (a length or a chunk
+    end).
     """
 
     def __init__(self, path: Path) -> None:

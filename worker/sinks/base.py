@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 class Table:
     """One table of the target: its name, the columns beside `mp_date`, and the flow that it belongs to.
 
-    `notes` is stored with the table and read by people: where the types came from.
+    The columns are booleans, signed integers, floats, decimals, strings, binaries, date32, UTC timestamps in
+    microseconds, and structs, lists and maps of them. `notes` is stored with the table and read by people: where the
+    types came from.
     """
 
     name: str
@@ -62,10 +64,15 @@ class Sink(Protocol):
         """
 
     def stage(self, table: Table, load: Load) -> Stage:
-        """Open a place for the rows of `load`. Nothing becomes visible before `Stage.commit`."""
+        """Open a place for the rows of `load`. Nothing becomes visible before `Stage.commit`.
+
+        Removes what earlier generations of the same day staged and never committed. Raises SinkError.
+        """
 
     def landed(self, table_name: str, flow_id: str, day: date) -> Receipt | None:
         """The receipt of the newest generation of this flow's day that the target holds, or None.
 
-        The answer to every doubt: after a crash, a time-out, a lost state database. Raises SinkError.
+        The answer to every doubt: after a crash, a time-out, a lost state database. When somebody has cleaned the
+        target's history, generation and row counts stay true; the run is then empty, and the batch too where no file
+        names it. Raises SinkError.
         """

@@ -1,12 +1,12 @@
 """Delta Lake tables on a local file system: one table per dataset, partitioned by `mp_date`, one commit per day.
 
-A day's files are written under names that neither readers nor VACUUM look at, get their names just before the commit,
-and become rows by one entry of the table's log. That entry removes the day's old files, adds the new ones, and holds
-the generation (a `txn` action, which lives as long as the table) and the receipt (commit information, which goes when
-somebody cleans old log entries; `landed` then gives what the table itself still says).
+A day's files are written to `_staged`, where neither readers nor VACUUM look, move to the partition just before the
+commit, and become rows by one entry of the table's log. That entry removes the day's old files, adds the new ones, and
+holds the generation (a `txn` action, which lives as long as the table) and the receipt (commit information, which goes
+when somebody cleans old log entries; `landed` then gives what the table itself still says).
 
-Replaced files stay for time travel until somebody runs VACUUM, and so do the few that a crash leaves between naming
-and commit. What a crash leaves before that is removed when the day is staged again.
+Replaced files stay for time travel until somebody runs VACUUM, and so do the few that a crash leaves between move and
+commit. What a crash leaves in `_staged` is removed when the day is staged again.
 """
 
 from __future__ import annotations
@@ -77,8 +77,10 @@ _DESCRIPTION_CHARACTERS = 4000
 _STATISTICS_COLUMNS = 32
 _STATISTICS_CHARACTERS = 32
 
-_FILE_NAME = re.compile(r"(?P<staged>_)?(?P<generation>\d+)-(?P<batch_id>\w+)-[0-9a-f]{8}-\d+\.(parquet|staged)")
+_STAGED_FOLDER = "_staged"
+_FILE_NAME = re.compile(r"(?P<generation>\d+)-(?P<batch_id>\w+)-[0-9a-f]{8}-\d+\.parquet")
 _EPOCH = datetime.fromtimestamp(0, UTC)
+_ONCE = CommitProperties(max_commit_retries=0)
 
 
 class DeltaSink:
@@ -99,7 +101,7 @@ class DeltaSink:
                 if live is None:
                     _create(folder, table)
                 else:
-                    _widen(folder, live, table)
+                    _widen(live, table)
                 return
         raise SinkError(
             f"Table {table.name} could not be prepared: somebody else wrote to it {_ATTEMPTS} times meanwhile.",
@@ -109,7 +111,7 @@ class DeltaSink:
     def stage(self, table: Table, load: Load) -> DeltaStage:
         folder = self._folder(table.name)
         with _translated(f"Table {table.name}: {load.day} could not be staged"):
-            _remove_staged_before(folder / _partition(load.day), load.generation)
+            _remove_staged_before(folder, load.day, load.generation)
         return DeltaStage(folder, table, load, self._receipts)
 
     def landed(self, table_name: str, flow_id: str, day: date) -> Receipt | None:
@@ -140,9 +142,10 @@ class _File:
 
 
 class DeltaStage:
+    """One load of one table, in memory up to one row group and in `_staged` beyond."""
+
     def __init__(self, folder: Path, table: Table, load: Load, receipts: _Receipts) -> None:
         self._folder = folder
-        self._partition = folder / _partition(load.day)
         self._table = table
         self._load = load
         self._receipts = receipts
@@ -193,7 +196,8 @@ class DeltaStage:
             if failure is not None:
                 raise SinkError(f"{self._name} could not be committed: {_text(failure)}") from failure
             with _translated(f"{self._name} could not be committed"):
-                actions: list[AddAction | RemoveAction] = [self._add_action(file) for file in self._name_files()]
+                self._move_files()
+                actions: list[AddAction | RemoveAction] = [self._add_action(file) for file in self._files]
             self._may_have_landed = True
             try:
                 live.create_write_transaction(
@@ -249,8 +253,9 @@ class DeltaStage:
         if self._dictionary_columns is None:
             self._dictionary_columns = _repeating_columns(rows.slice(0, _DICTIONARY_SAMPLE_ROWS))
         if self._output is None:
-            self._make_partition()
-            path = self._partition / f"_{self._prefix}-{len(self._files):05d}.staged"
+            staged = self._folder / _STAGED_FOLDER
+            staged.mkdir(exist_ok=True)
+            path = staged / f"{_partition(self._load.day)}-{self._prefix}-{len(self._files):05d}.staged"
             self._output = _Output(path, self._table.schema, self._dictionary_columns)
         self._output.write(rows)
         if self._output.size_bytes() >= _FILE_BYTES:
@@ -265,15 +270,10 @@ class DeltaStage:
         footer = pq.read_metadata(output.path)
         if footer.num_rows != output.row_count:
             raise SinkError(f"{output.path} holds {footer.num_rows} rows, and {output.row_count} were written to it.")
-        final = self._partition / f"{self._prefix}-{len(self._files):05d}.parquet"
+        final = self._folder / _partition(self._load.day) / f"{self._prefix}-{len(self._files):05d}.parquet"
         statistics = _statistics(footer, self._table.schema)
         self._files.append(_File(output.path, final, output.row_count, output.path.stat().st_size, statistics))
         self._output = None
-
-    def _make_partition(self) -> None:
-        if not self._partition.exists():
-            self._partition.mkdir(exist_ok=True)
-            _fsync(self._folder)
 
     def _table_before_commit(self) -> DeltaTable | None:
         """The table as it is now, to commit on exactly this version; None when this batch landed already."""
@@ -301,8 +301,12 @@ class DeltaStage:
             )
         return live
 
-    def _name_files(self) -> list[_File]:
-        """Give the files the names that the commit refers to, after a look at each; harmless when they have them."""
+    def _move_files(self) -> None:
+        """Bring the files, after a look at each, to where the commit says they are; harmless when they are there."""
+        if not self._files:
+            return
+        partition = self._files[0].final.parent
+        partition.mkdir(exist_ok=True)
         for file in self._files:
             present = file.staged if file.staged.exists() else file.final
             try:
@@ -312,9 +316,8 @@ class DeltaStage:
             if size_bytes != file.size_bytes:
                 raise SinkError(f"{self._name}: {present} has {size_bytes} bytes, and had {file.size_bytes}.")
             present.rename(file.final)
-        if self._files:
-            _fsync(self._partition)
-        return self._files
+        _fsync(partition)
+        _fsync(self._folder)
 
     def _add_action(self, file: _File) -> AddAction:
         return AddAction(
@@ -421,7 +424,6 @@ def _open(folder: Path) -> DeltaTable | None:
         with suppress(FileNotFoundError):
             os.scandir(folder / "_delta_log").close()
         return None
-    # The writer of this entry may have been killed before it could do so.
     _make_durable(folder, live.version())
     return live
 
@@ -444,30 +446,28 @@ def _create(folder: Path, table: Table) -> None:
             description=table.notes[:_DESCRIPTION_CHARACTERS],
             configuration={OWNER_PROPERTY: table.flow_id},
             raise_if_key_not_exists=False,
+            # A repeat inside of the library would put this schema and this owner over those of a faster process.
+            commit_properties=_ONCE,
         )
     except DeltaError as error:
         if DeltaTable.is_deltatable(str(folder)):
             raise CommitFailedError(*error.args) from error
         raise
-    _make_durable(folder, 0)
     _fsync(folder)
     _fsync(folder.parent)
 
 
-def _widen(folder: Path, live: DeltaTable, table: Table) -> None:
+def _widen(live: DeltaTable, table: Table) -> None:
     """Add what is new in `table` to `live`; raises CommitFailedError when somebody else wrote meanwhile."""
     _require_owner(live, table)
     present = _columns(live)
     wanted = widened(table.name, present, table.schema)
     grown = [field for field in wanted if field.name not in present.names or present.field(field.name) != field]
-    once = CommitProperties(max_commit_retries=0)
     if grown:
-        live.alter.add_columns(Schema.from_arrow(pa.schema(grown)).fields, commit_properties=once)
-        _make_durable(folder, live.version())
+        live.alter.add_columns(Schema.from_arrow(pa.schema(grown)).fields, commit_properties=_ONCE)
     notes = table.notes[:_DESCRIPTION_CHARACTERS]
     if notes and notes != live.metadata().description:
-        live.alter.set_table_description(notes, commit_properties=once)
-        _make_durable(folder, live.version())
+        live.alter.set_table_description(notes, commit_properties=_ONCE)
 
 
 def _require_owner(live: DeltaTable, table: Table) -> None:
@@ -492,12 +492,11 @@ def _columns(live: DeltaTable) -> pa.Schema:
     return pa.schema([column for column in columns if column.name != DAY_COLUMN])
 
 
-def _remove_staged_before(partition: Path, generation: int) -> None:
-    """Remove what dead loads left. Only a commit gives a file another name, so no version of the table needs these."""
+def _remove_staged_before(folder: Path, day: date, generation: int) -> None:
+    """Remove what dead loads of the day left. No version of the table refers to this folder."""
     with suppress(FileNotFoundError):
-        for path in partition.iterdir():
-            name = _FILE_NAME.fullmatch(path.name)
-            if name is not None and name["staged"] and int(name["generation"]) < generation:
+        for path in (folder / _STAGED_FOLDER).glob(f"{_partition(day)}-*.staged"):
+            if int(path.name.removeprefix(f"{_partition(day)}-").partition("-")[0]) < generation:
                 path.unlink(missing_ok=True)
 
 
@@ -603,8 +602,8 @@ def _put(tree: dict[str, Any], path: tuple[str, ...], value: object) -> None:
 def _make_durable(folder: Path, version: int) -> None:
     """Bring an entry of the log to the disk, with its checkpoint: deltalake writes them and leaves that to chance.
 
-    Every entry is made durable by its writer or, if that was killed, by whoever opens the table next; so no entry ever
-    rests on one that a power cut can take away.
+    Whoever opens a table does this for the newest entry, whose writer may have been killed before it could: so nobody
+    reports, or rests a new entry on, one that a power cut can take away.
     """
     log = folder / "_delta_log"
     for name in (f"{version:020d}.json", f"{version:020d}.checkpoint.parquet", "_last_checkpoint"):

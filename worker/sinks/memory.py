@@ -61,6 +61,8 @@ class MemorySink:
 
 
 class MemoryStage:
+    """One load of one table."""
+
     def __init__(self, contents: dict[str, _Content], lock: Lock, table: Table, load: Load) -> None:
         self._contents = contents
         self._lock = lock
