@@ -7,6 +7,8 @@ PYTHON ?=
 ARGS ?=
 
 BIN := $(VENV)/bin
+# An environment whose interpreter has gone is made anew.
+GONE := $(shell test -x $(BIN)/python || rm -f $(VENV)/.installed $(VENV)/.installed-dev)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
@@ -57,7 +59,7 @@ $(BIN)/python:
 	@for name in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	    command -v "$$name" >/dev/null 2>&1 || continue; \
 	    if ! "$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then continue; fi; \
-	    if ! "$$name" -c 'import ensurepip, venv' >/dev/null 2>&1; then bare="$$name"; continue; fi; \
+	    if ! "$$name" -c 'import ensurepip, venv' >/dev/null 2>&1; then bare="$${bare:-$$name}"; continue; fi; \
 	    echo "Making $(VENV) with $$("$$name" --version) ($$name) …"; \
 	    exec "$$name" -m venv --clear $(VENV); \
 	done; \

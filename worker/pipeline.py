@@ -71,6 +71,7 @@ class Budget:
     block_bytes: int
     blocks_under_way: int
     key_bytes: int
+    line_bytes: int
 
     @classmethod
     def of(cls, settings: Settings) -> Budget:
@@ -79,6 +80,7 @@ class Budget:
             block_bytes=(16 << 20) if mebibytes >= 512 else (4 << 20),
             blocks_under_way=settings.processors + 1,
             key_bytes=settings.max_memory_bytes // 8,
+            line_bytes=settings.max_line_bytes,
         )
 
 
@@ -150,6 +152,7 @@ class Pipeline:
         self._budget = Budget.of(settings)
         self._pool = ThreadPoolExecutor(settings.processors, thread_name_prefix="decode")
         self._exporting = asyncio.Lock()
+        self._converter: _Converter | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -158,6 +161,12 @@ class Pipeline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
+
+    def _converter_of(self, mapper: Mapper) -> _Converter:
+        """Days of one flow share their decoders, which are heavy."""
+        if self._converter is None or self._converter.mapper is not mapper:
+            self._converter = _Converter(mapper, self._settings)
+        return self._converter
 
     async def stage_day(self, plan: DayPlan, load: Load, attempt: int, exported_at: datetime) -> StagedDay:
         """Export the day of `load` once and stage what it holds.
@@ -171,9 +180,8 @@ class Pipeline:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with tempfile.TemporaryDirectory(prefix=f"{load.day}-", dir=folder) as own:
                 with Spool(Path(own) / "export") as spool:
-                    work = _DayWork(
-                        self._settings, self._budget, self._pool, self._listener, plan, load, spool, Path(own)
-                    )
+                    converter = self._converter_of(plan.mapper)
+                    work = _DayWork(self._budget, self._pool, converter, self._listener, plan, load, spool, Path(own))
                     return await self._export_and_work(plan, load, attempt, spool, work, exported_at)
         except OSError as error:
             raise ResourceError(
@@ -216,16 +224,15 @@ class _DayWork:
 
     def __init__(
         self,
-        settings: Settings,
         budget: Budget,
         pool: ThreadPoolExecutor,
+        converter: _Converter,
         listener: Listener,
         plan: DayPlan,
         load: Load,
         spool: Spool,
         folder: Path,
     ) -> None:
-        self._settings = settings
         self._budget = budget
         self._pool = pool
         self._listener = listener
@@ -233,7 +240,7 @@ class _DayWork:
         self._load = load
         self._spool = spool
         self._folder = folder
-        self._converter = _Converter(plan.mapper, settings)
+        self._converter = converter
         self._received_bytes = 0
         self._lines = 0
         self._told = 0.0
@@ -305,7 +312,7 @@ class _DayWork:
         unterminated = False
         try:
             for block in read_blocks(
-                self._spool, block_bytes=self._budget.block_bytes, max_line_bytes=self._settings.max_line_bytes
+                self._spool, block_bytes=self._budget.block_bytes, max_line_bytes=self._budget.line_bytes
             ):
                 unterminated = not isinstance(block, OversizedLine) and block.unterminated
                 under_way.append(self._pool.submit(self._converter, block))
@@ -372,7 +379,7 @@ class _Converter:
     """Decodes and maps a block; called by the threads of the pool, each with a decoder of its own."""
 
     def __init__(self, mapper: Mapper, settings: Settings) -> None:
-        self._mapper = mapper
+        self.mapper = mapper
         self._settings = settings
         self._own = threading.local()
 
@@ -380,12 +387,12 @@ class _Converter:
         decoder: Decoder | None = getattr(self._own, "decoder", None)
         if decoder is None:
             decoder = self._own.decoder = Decoder(
-                self._mapper.paths,
+                self.mapper.paths,
                 max_line_bytes=self._settings.max_line_bytes,
                 max_raw_bytes=self._settings.max_reject_bytes,
             )
         decoded = decoder.decode(block)
-        mapped = self._mapper.map(decoded.texts[: len(self._mapper.paths)])
+        mapped = self.mapper.map(decoded.texts[: len(self.mapper.paths)])
         batch, keys, processed, content = mapped.batch, decoded.keys, decoded.processed, decoded.content
         rejects = decoded.rejects
         if len(mapped.rejected):

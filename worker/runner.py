@@ -102,12 +102,10 @@ class PacedExports:
             self._refusal = error
             raise
         except ExportThrottledError as error:
-            asked = min(error.retry_after_seconds or FIRST_RETRY_SECONDS, self._settings.retry_after_max_seconds)
-            await to_end(
-                asyncio.to_thread(
-                    self._store.hold_requests, source.project_id, self._clock() + timedelta(seconds=asked)
-                )
-            )
+            if error.retry_after_seconds is not None:
+                seconds = min(error.retry_after_seconds, self._settings.retry_after_max_seconds)
+                until = self._clock() + timedelta(seconds=seconds)
+                await to_end(asyncio.to_thread(self._store.hold_requests, source.project_id, until))
             raise
 
     async def _take_turn(self, project_id: str, day: date) -> None:

@@ -78,7 +78,7 @@ class Decoded:
     `texts[i]` belongs to the decoder's `paths[i]` and has one value an *event*; `rows` gives each event's line within the
     block. `lines` counts all lines, `blank` those without a character. `keys` holds 128 bits of Mixpanel's key (zero for
     an event without `$insert_id`), `processed` its `mp_processing_time_ms` (-1 when there is none), `content` 64 bits of
-    all texts, for a choice between duplicates that does not hang on the order of rows.
+    all other texts, for a choice between duplicates that does not hang on the order of rows.
     """
 
     lines: int
@@ -197,17 +197,22 @@ class Decoder:
         return [columns[f"c{index}"] for index in range(len(self.paths))]
 
     def _hashes(self, columns: Sequence[pa.StringArray]) -> NDArray[np.uint64]:
-        """Three numbers a row, from its JSON texts: two for Mixpanel's key, one for all. Zero keys: no `$insert_id`."""
+        """Three numbers a row, from its JSON texts: two for Mixpanel's key, one for the rest. Zero: no `$insert_id`."""
         keys = [f"c{self.paths.index(path)}" for path in KEY_PATHS]
-        texts = {f"c{index}": column for index, column in enumerate(columns) if column.null_count < len(column)}
+        names = [f"c{index}" for index in range(len(columns))]
+        texts = {name: column for name, column in zip(names, columns, strict=True) if column.null_count < len(column)}
         texts.update((key, columns[int(key[1:])]) for key in keys)
+        # a column of nulls costs nothing as a constant, and must count as in a block where it has values
+        rest = [name if name in texts else "cast(null as varchar)" for name in names if name not in keys]
         self._connection.register("texts", pa.table(texts))
         table = self._connection.sql(
             f"select hash({', '.join(keys)}) as k0, hash({', '.join(reversed(keys))}) as k1, "  # noqa: S608 - names made here
-            f"hash({', '.join(sorted(texts))}) as content from texts"
+            f"hash({', '.join(rest)}) as content from texts"
         ).to_arrow_table()
         self._connection.unregister("texts")
-        hashes = np.column_stack([np.asarray(table[name]) for name in ("k0", "k1", "content")])
+        hashes = np.empty((len(columns[0]), 3), dtype=np.uint64)
+        for position, name in enumerate(("k0", "k1", "content")):
+            hashes[:, position] = np.asarray(table[name])
         without = pc.fill_null(pc.equal(columns[self.paths.index(INSERT_ID)], pa.scalar('""')), pa.scalar(value=True))
         hashes[np.asarray(without), :2] = 0
         return hashes
@@ -314,22 +319,29 @@ class _Careful:
 
 
 class _Lines:
-    """The lines of a block by number, without their `\\n`; the last one may have none."""
+    """The lines of a block by number, without their `\n`; the last one may have none."""
 
     def __init__(self, data: bytes | memoryview) -> None:
         self.bytes = np.frombuffer(data, dtype=np.uint8)
         self._view = memoryview(data)
-        ends = np.flatnonzero(self.bytes == NEWLINE)
-        if self.bytes[-1] != NEWLINE:
-            ends = np.append(ends, len(self.bytes))
-        self.ends = ends
-        self.starts = np.concatenate(([0], ends[:-1] + 1))
+        self._open_end = int(self.bytes[-1] != NEWLINE)
+        self._count = int(np.count_nonzero(self.bytes == NEWLINE)) + self._open_end
 
     def __len__(self) -> int:
-        return len(self.ends)
+        return self._count
 
     def __getitem__(self, line: int) -> bytes:
         return bytes(self._view[self.starts[line] : self.ends[line]])
+
+    @cached_property
+    def ends(self) -> NDArray[np.int64]:
+        """For each line the position of its `\n`. Most blocks never need it."""
+        ends = np.flatnonzero(self.bytes == NEWLINE)
+        return np.append(ends, len(self.bytes)) if self._open_end else ends
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        return np.concatenate(([0], self.ends[:-1] + 1))
 
     @cached_property
     def escaped(self) -> NDArray[np.bool_]:
@@ -341,6 +353,8 @@ class _Lines:
 
     def span(self, first: int, last: int) -> memoryview:
         """The bytes of the lines `first` to `last` (exclusive)."""
+        if first == 0 and last == len(self):
+            return self._view
         return self._view[self.starts[first] : self.ends[last - 1] + 1]
 
 

@@ -65,18 +65,14 @@ class Deduplicator:
         """For each row added, in order: whether it stays. Nothing may be added afterwards."""
         kept = np.ones(self._rows, dtype=bool)
         if self._spilled is None:
-            kept[_losers(self._take())] = False
+            kept[_losers(self._held)] = False
             return kept
         self._spill()
         for part in range(PARTITIONS):
             path = self._part(part)
             with open(path, "rb") as file:  # noqa: PTH123 - numpy wants a file
-                kept[_losers(np.fromfile(file, dtype=RECORD))] = False
+                kept[_losers([np.fromfile(file, dtype=RECORD)])] = False
         return kept
-
-    def _take(self) -> NDArray[np.void]:
-        held, self._held, self._held_records = self._held, [], 0
-        return np.concatenate(held) if held else np.empty(0, dtype=RECORD)
 
     def _part(self, part: int) -> str:
         assert self._spilled is not None
@@ -87,7 +83,8 @@ class Deduplicator:
             self._spilled = tempfile.TemporaryDirectory(prefix="keys-", dir=self._folder)
             for part in range(PARTITIONS):
                 open(self._part(part), "wb").close()  # noqa: PTH123
-        records = self._take()
+        records = np.concatenate(self._held) if self._held else np.empty(0, dtype=RECORD)
+        self._held, self._held_records = [], 0
         part_of = (records["key0"] >> np.uint64(56)).astype(np.uint8)
         order = np.argsort(part_of, kind="stable")
         bounds = np.searchsorted(part_of[order], np.arange(PARTITIONS + 1))
@@ -98,16 +95,22 @@ class Deduplicator:
                     records[chosen].tofile(file)
 
 
-def _losers(records: NDArray[np.void]) -> NDArray[np.int64]:
+def _losers(parts: list[NDArray[np.void]]) -> NDArray[np.int64]:
     """The row numbers of all but the winner of each key."""
-    ordered = np.sort(records["key0"])
+    if not parts:
+        return np.empty(0, dtype=np.int64)
+    ordered = np.sort(np.concatenate([part["key0"] for part in parts]))
     repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     if not len(repeated):
         return np.empty(0, dtype=np.int64)
-    at = np.minimum(np.searchsorted(repeated, records["key0"]), len(repeated) - 1)
-    rivals = records[repeated[at] == records["key0"]]
-    order = np.lexsort((rivals["row"], ~rivals["content"], -rivals["processed"], rivals["key1"], rivals["key0"]))
-    rivals = rivals[order]
+    rivals = np.concatenate([part[_is_in(part["key0"], repeated)] for part in parts])
+    rivals = rivals[
+        np.lexsort((rivals["row"], ~rivals["content"], -rivals["processed"], rivals["key1"], rivals["key0"]))
+    ]
     same = (rivals["key0"][1:] == rivals["key0"][:-1]) & (rivals["key1"][1:] == rivals["key1"][:-1])
     losers: NDArray[np.int64] = rivals["row"][1:][same]
     return losers
+
+
+def _is_in(values: NDArray[np.uint64], ordered: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    return ordered[np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)] == values

@@ -1,0 +1,301 @@
+"""A run over ports in memory whose effects are written down, and can fail, crash or be waited for, one by one."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+import pyarrow.parquet as pq
+from deltalake import DeltaTable
+
+from worker.mapping.mapper import compile_mapper
+from worker.mapping.mapping_set import parse_mapping_set
+from worker.mixpanel.calendar import day_bounds
+from worker.model import Credentials, Flow, Options, Secret, Source, Target, flow_id_of
+from worker.pipeline import Pipeline
+from worker.runner import PacedExports, Runner, RunRequest
+from worker.settings import load_settings
+from worker.sinks.memory import MemorySink
+from worker.store import MemoryStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from worker.events import Event, Listener
+    from worker.mixpanel.spool import Spool
+    from worker.model import Receipt, Run
+    from worker.settings import Settings
+
+FIRST = date(2024, 3, 1)
+DAYS = tuple(FIRST + timedelta(days=number) for number in range(5))
+MAPPINGS = [
+    {"sourceType": "ATTRIBUTE", "source": "properties.$insert_id", "destination": "id"},
+    {"sourceType": "ATTRIBUTE", "source": "properties.version", "destination": "version"},
+]
+MAPPER = compile_mapper(parse_mapping_set({"mappings": MAPPINGS}), None)
+PASSWORD = "canary/pässword+1"
+
+Rows = Counter[tuple[str, str]]
+
+
+# Content: `count` events of a version, one of them twice, a line that is no event, a blank line
+
+
+def event_line(day: date, number: int, version: str, processed: int = 1) -> bytes:
+    properties = {
+        "time": int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) + number,
+        "distinct_id": f"user-{number % 7}",
+        "$insert_id": f"{day}-{number}",
+        "mp_processing_time_ms": processed,
+        "version": version,
+    }
+    return json.dumps({"event": "Item viewed", "properties": properties}).encode() + b"\n"
+
+
+def body_of(day: date, version: str, count: int = 20) -> bytes:
+    lines = [event_line(day, number, version) for number in range(count)]
+    return b"".join([event_line(day, 0, "superseded", 0), *lines, b"\n", reject_of(version).encode() + b"\n"])
+
+
+def reject_of(version: str) -> str:
+    return f'["no event of {version}"]'
+
+
+def rows_of(day: date, version: str, count: int = 20) -> Rows:
+    return Counter((f"{day}-{number}", version) for number in range(count))
+
+
+# Effects
+
+
+class CrashError(BaseException):
+    """The process dies here: no handler and no clean-up of it has any effect any more."""
+
+
+class Effects:
+    """Everything that a run does to the world, in order. `at` says what else happens just before or after an effect."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.dead = False
+        self.at: Callable[[int, str, bool], None] = lambda number, name, after: None
+        self._lock = Lock()
+
+    def crash_at(self, position: int, *, after: bool) -> None:
+        def crash(number: int, name: str, is_after: bool) -> None:
+            if (number, is_after) == (position, after):
+                self.dead = True
+                raise CrashError(name)
+
+        self.at = crash
+
+    def fail_at(self, wanted: str, error: Exception, *, after: bool = False) -> None:
+        """Raise `error` at the effect of this name."""
+
+        def fail(number: int, name: str, is_after: bool) -> None:
+            if (name, is_after) == (wanted, after):
+                raise error
+
+        self.at = fail
+
+    def check(self) -> None:
+        if self.dead:
+            raise CrashError("dead")
+
+    @contextmanager
+    def one(self, name: str) -> Iterator[None]:
+        with self._lock:
+            self.check()
+            number = len(self.names)
+            self.names.append(name)
+        self.at(number, name, False)
+        yield
+        self.at(number, name, True)
+
+
+class Recorded:
+    """A port whose calls are passed on, and are effects where `names` has a name for them."""
+
+    def __init__(self, port: object, effects: Effects, names: Mapping[str, Callable[..., str]]) -> None:
+        self._port = port
+        self._effects = effects
+        self._names = names
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._port, name)
+        describe = self._names.get(name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            if describe is None:
+                self._effects.check()
+                return method(*arguments, **options)
+            with self._effects.one(describe(*arguments, **options)):
+                return method(*arguments, **options)
+
+        return call
+
+
+def recorded_store(store: MemoryStore, effects: Effects) -> Any:
+    names = {
+        "save_run": lambda run: f"run {run.state}, {run.days_committed} days",
+        "begin_load": lambda flow_id, day, *others, **more: f"{day} attempt saved",
+        "save_load": lambda load, state, **more: f"{load.day} {state} saved",
+        "adopt": lambda receipt: f"{receipt.day} adopted",
+        "reserve_request": lambda *others: "turn asked for",
+        "hold_requests": lambda *others: "requests held",
+    }
+    return Recorded(store, effects, names)
+
+
+class RecordedSink:
+    def __init__(self, sink: MemorySink, effects: Effects) -> None:
+        self._sink = sink
+        self._effects = effects
+
+    def prepare(self, table: Any) -> None:
+        with self._effects.one(f"{table.name} prepared"):
+            self._sink.prepare(table)
+
+    def stage(self, table: Any, load: Any) -> Any:
+        self._effects.check()
+        names = {
+            "seal": lambda: f"{load.day} {table.name} staged",
+            "commit": lambda receipt: f"{load.day} {table.name} committed",
+            "abandon": lambda: f"{load.day} {table.name} abandoned",
+        }
+        return Recorded(self._sink.stage(table, load), self._effects, names)
+
+    def landed(self, table_name: str, flow_id: str, day: date) -> Receipt | None:
+        self._effects.check()
+        return self._sink.landed(table_name, flow_id, day)
+
+
+class MemoryExports:
+    """Exports out of a dictionary: each answer of a day is given once, the last one for ever; an error is raised."""
+
+    def __init__(self, effects: Effects) -> None:
+        self.answers: dict[date, list[bytes | Exception]] = {}
+        self.requests: list[date] = []
+        self._effects = effects
+
+    async def fetch(self, source: Source, day: date, spool: Spool, on_bytes: Callable[[int], None]) -> None:
+        self.requests.append(day)
+        with self._effects.one(f"{day} export opened"):
+            answers = self.answers.get(day, [b""])
+            answer = answers.pop(0) if len(answers) > 1 else answers[0]
+            if isinstance(answer, Exception):
+                raise answer
+            data = answer if answer.startswith(b"\x1f\x8b") else gzip.compress(answer, 1)
+            on_bytes(len(data))
+            spool.write(data)
+            spool.finish(proves_end=True)
+
+
+# A run
+
+
+def flow_of(options: Options | None = None, name: str = "Flow") -> Flow:
+    source = Source("http://127.0.0.1:9", Credentials("user", Secret(PASSWORD)), "1", ZoneInfo("UTC"))
+    return Flow(flow_id_of(name), name, source, Target("events"), options or Options())
+
+
+def settings_for(folder: Path, **changes: object) -> Settings:
+    environ = {
+        "WORKER_LAKE": folder / "lake",
+        "WORKER_SPOOL": folder / "spool",
+        "WORKER_EXPORTS_PER_HOUR": 1_000_000,
+        "WORKER_EXPORTS_PER_SECOND": 1_000_000,
+        "WORKER_RETRY_WAIT_MAX_SECONDS": 0.01,
+        "WORKER_PROCESSORS": 2,
+        **{f"WORKER_{name.upper()}": value for name, value in changes.items()},
+    }
+    return load_settings({name: str(value) for name, value in environ.items()})
+
+
+@dataclass
+class World:
+    """What outlives a process: the store, the target, and what Mixpanel has; `run` is one process on it."""
+
+    folder: Path
+    store: MemoryStore = field(default_factory=MemoryStore)
+    sink: MemorySink = field(default_factory=MemorySink)
+    answers: dict[date, list[bytes | Exception]] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    requests: list[date] = field(default_factory=list)
+
+    def put(self, days: Sequence[date], version: str) -> None:
+        """From now on Mixpanel has this version of these days."""
+        self.answers.update({day: [body_of(day, version)] for day in days})
+
+    async def run(
+        self,
+        days: Sequence[date],
+        effects: Effects | None = None,
+        *,
+        options: Options | None = None,
+        listener: Listener | None = None,
+        **settings: object,
+    ) -> Run:
+        effects = effects or Effects()
+        chosen = settings_for(self.folder, **settings)
+        flow = flow_of(options)
+        store: Any = recorded_store(self.store, effects)
+        exports = MemoryExports(effects)
+        exports.answers, exports.requests = self.answers, self.requests
+
+        def listen(event: Event) -> None:
+            self.events.append(event)
+            if listener is not None:
+                listener(event)
+
+        paced = PacedExports(exports, chosen, store, listen, flow.id)
+        window = day_bounds(days[0], flow.source.timezone)[0], day_bounds(days[-1], flow.source.timezone)[1]
+        request = RunRequest(flow, MAPPER, tuple(days), flow.source.timezone, window)
+        with Pipeline(chosen, paced, listen) as pipeline:
+            return await Runner(chosen, store, RecordedSink(self.sink, effects), pipeline, listen).run(request)
+
+    def rows(self, day: date) -> Rows:
+        return Counter((row["id"], row["version"]) for row in self.sink.rows("events", day).to_pylist())
+
+    def rejects(self, day: date) -> list[str]:
+        return [row["raw"] for row in self.sink.rows("events_rejects", day).to_pylist()]
+
+    def version(self, day: date) -> str:
+        """The version of the day that a reader sees, after a look at each row."""
+        rows = self.rows(day)
+        versions = {version for _, version in rows} or {""}
+        assert len(versions) == 1, f"{day} holds rows of {versions}"
+        version = versions.pop()
+        assert rows == (rows_of(day, version) if version else Counter())
+        return version
+
+    def seen(self, kind: type[Any]) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def assert_settled(self) -> None:
+        """Nothing is left under way: no load, no run, no file."""
+        assert self.store.open_loads(flow_of().id) == []
+        assert {str(run.state) for run in self.store.runs(None, 1000)} <= {"success", "failed"}
+        spool = self.folder / "spool"
+        assert not spool.exists() or list(spool.iterdir()) == []
+
+
+# A lake on disk, read without the worker
+
+
+def lake_rows(table: Path) -> dict[date, Rows]:
+    """The rows of each day, in `_extconndev` or beside it: id and version."""
+    found: dict[date, Rows] = {}
+    for uri in DeltaTable(str(table)).file_uris():
+        day = date.fromisoformat(Path(uri).parent.name.removeprefix("mp_date="))
+        rows = pq.ParquetFile(uri).read(columns=["id", "version"]).to_pylist()
+        found.setdefault(day, Counter()).update((row["id"], row["version"]) for row in rows)
+    return found
