@@ -6,7 +6,8 @@ import gzip
 import json
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from threading import Lock
@@ -19,6 +20,7 @@ from deltalake import DeltaTable
 from worker.mapping.mapper import compile_mapper
 from worker.mapping.mapping_set import parse_mapping_set
 from worker.mixpanel.calendar import day_bounds
+from worker.mixpanel.simulator import DEMO_PROJECT_ID, DEMO_USERNAME
 from worker.model import Credentials, Flow, Options, Secret, Source, Target, flow_id_of
 from worker.pipeline import Pipeline
 from worker.runner import PacedExports, Runner, RunRequest
@@ -42,6 +44,23 @@ MAPPINGS = [
 ]
 MAPPER = compile_mapper(parse_mapping_set({"mappings": MAPPINGS}), None)
 PASSWORD = "canary/pässword+1"
+
+FLOW_FILE: dict[str, Any] = {
+    "baseConnection": {
+        "auth": {
+            "specName": "Basic Authentication",
+            "params": {
+                "host": "${MIXPANEL_HOST}",
+                "username": DEMO_USERNAME,
+                "password": "${MIXPANEL_PASSWORD}",
+            },
+        }
+    },
+    "sourceConnection": {"data": {"format": "json"}, "params": {"projectId": DEMO_PROJECT_ID, "timezone": "UTC"}},
+    "targetConnection": {"data": {"format": "delta"}, "params": {"dataSetId": "events"}},
+    "mappingSet": {"mappings": MAPPINGS},
+    "flow": {"name": "Flow"},
+}
 
 Rows = Counter[tuple[str, str]]
 
@@ -144,7 +163,7 @@ class Recorded:
 
 
 def recorded_store(store: MemoryStore, effects: Effects) -> Any:
-    names = {
+    names: dict[str, Callable[..., str]] = {
         "save_run": lambda run: f"run {run.state}, {run.days_committed} days",
         "begin_load": lambda flow_id, day, *others, **more: f"{day} attempt saved",
         "save_load": lambda load, state, **more: f"{load.day} {state} saved",
@@ -166,7 +185,7 @@ class RecordedSink:
 
     def stage(self, table: Any, load: Any) -> Any:
         self._effects.check()
-        names = {
+        names: dict[str, Callable[..., str]] = {
             "seal": lambda: f"{load.day} {table.name} staged",
             "commit": lambda receipt: f"{load.day} {table.name} committed",
             "abandon": lambda: f"{load.day} {table.name} abandoned",
@@ -214,7 +233,7 @@ def settings_for(folder: Path, **changes: object) -> Settings:
         "WORKER_EXPORTS_PER_HOUR": 1_000_000,
         "WORKER_EXPORTS_PER_SECOND": 1_000_000,
         "WORKER_RETRY_WAIT_MAX_SECONDS": 0.01,
-        "WORKER_PROCESSORS": 2,
+        "WORKER_PROCESSORS": 1,
         **{f"WORKER_{name.upper()}": value for name, value in changes.items()},
     }
     return load_settings({name: str(value) for name, value in environ.items()})
@@ -230,6 +249,16 @@ class World:
     answers: dict[date, list[bytes | Exception]] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     requests: list[date] = field(default_factory=list)
+
+    def copy(self) -> World:
+        """Another world that goes on from here; nothing has been asked or told in it yet."""
+        store, sink = MemoryStore(), MemorySink()
+        for name, value in vars(self.store).items():
+            if name != "_lock":
+                setattr(store, name, copy(value))
+        for name, content in self.sink._contents.items():
+            sink._contents[name] = replace(content, days=dict(content.days), receipts=dict(content.receipts))
+        return World(self.folder, store, sink, {day: list(answers) for day, answers in self.answers.items()})
 
     def put(self, days: Sequence[date], version: str) -> None:
         """From now on Mixpanel has this version of these days."""

@@ -7,6 +7,7 @@ import gzip
 import json
 import threading
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,7 @@ from tests.support import (
     DAYS,
     FIRST,
     MAPPER,
+    CrashError,
     Effects,
     World,
     body_of,
@@ -152,7 +154,7 @@ async def test_days_are_begun_and_exported_in_their_order(world: World, days_ahe
 async def test_no_more_days_are_under_way_than_the_setting_says(world: World) -> None:
     effects = Effects()
     await world.run(DAYS, effects, days_ahead=0)
-    for day, following in zip(DAYS, DAYS[1:], strict=False):
+    for day, following in pairwise(DAYS):
         assert effects.names.index(f"{day} succeeded saved") < effects.names.index(f"{following} attempt saved")
 
 
@@ -176,7 +178,7 @@ async def test_f22_empty_day_is_a_day(world: World) -> None:
 BROKEN = [
     pytest.param(gzip.compress(body_of(FIRST, "new"))[:-9], id="f14_cut_gzip"),
     pytest.param(body_of(FIRST, "new") + b"terminated early", id="f19_terminated_early"),
-    pytest.param(body_of(FIRST, "new")[:-20], id="f20_cut_line"),
+    pytest.param(body_of(FIRST, "new")[:-40], id="f20_cut_line"),
     pytest.param(ExportBrokenError("The export broke off.", reason="transport"), id="f12_reset"),
     pytest.param(ExportUnavailableError("Mixpanel answered 503."), id="f8_unavailable"),
     pytest.param(ExportThrottledError("Mixpanel answered 429.", retry_after_seconds=None), id="f6_throttled"),
@@ -191,7 +193,6 @@ async def test_broken_export_is_fetched_again(world: World, answer: bytes | Exce
     assert world.version(FIRST) == "new"
     [failed] = world.seen(events.ExportFailed)
     assert failed.retry_seconds is not None
-    assert [opened.attempt for opened in world.seen(events.ExportOpened)][0] == 1
     world.assert_settled()
 
 
@@ -448,7 +449,7 @@ async def test_run_of_a_dead_process_is_closed_with_what_it_had_committed(world:
     # dead after the second day's commit, before anything of it is recorded
     position = effects.names.index(f"{SECOND} events committed")
     crashing.crash_at(position, after=True)
-    with pytest.raises(BaseException, match="committed"):
+    with pytest.raises(CrashError):
         await world.run(TWO, crashing, days_ahead=0)
     dead = world.store.runs(None, 1)[0]
     await world.run([THIRD])
@@ -465,21 +466,21 @@ async def test_run_of_a_dead_process_is_closed_with_what_it_had_committed(world:
 
 async def count_effects(world: World, days_ahead: int) -> int:
     effects = Effects()
-    await World(world.folder, answers=dict(world.answers)).run(TWO, effects, days_ahead=days_ahead)
+    await world.copy().run(TWO, effects, days_ahead=days_ahead)
     return len(effects.names)
 
 
 @pytest.mark.parametrize("days_ahead", [0, 1])
 async def test_f81_cancellation_at_each_step_leaves_everything_in_order(world: World, days_ahead: int) -> None:
     loop = asyncio.get_running_loop()
+    world.put(TWO, "old")
+    await world.run(TWO)
+    world.put(TWO, "new")
     for position in range(await count_effects(world, days_ahead)):
-        place = World(world.folder)
-        place.put(TWO, "old")
-        await place.run(TWO)
-        place.put(TWO, "new")
+        place = world.copy()
         effects = Effects()
         cancelled_at: list[str] = []
-        run = asyncio.ensure_future(asyncio.sleep(0))
+        run: asyncio.Future[Any] = asyncio.ensure_future(asyncio.sleep(0))
 
         def at(number: int, name: str, after: bool) -> None:
             if number != position or after:  # noqa: B023 - the run ends before the next round
@@ -520,9 +521,8 @@ async def test_each_line_of_the_log_is_json_and_says_which_run(
 ) -> None:
     listener = LogListener(settings_for(tmp_path, log_level="debug"), as_json=True)
     world.answers[FIRST] = [ExportUnavailableError('Mixpanel answered 503: "oh\nno"'), body_of(FIRST, "new")]
-    world.answers[SECOND] = [ExportThrottledError("Mixpanel answered 429.", retry_after_seconds=0.05)] * 2 + [
-        body_of(SECOND, "new")
-    ]
+    throttled = ExportThrottledError("Mixpanel answered 429.", retry_after_seconds=0.05)
+    world.answers[SECOND] = [throttled, throttled, body_of(SECOND, "new")]
     world.answers[THIRD] = [DayNotBegunError("Mixpanel answered 400: later than today")]
     world.answers[FOURTH] = [ExportRefusedError("Mixpanel answered 402.", status=402)]
     effects = Effects()

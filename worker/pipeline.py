@@ -77,9 +77,9 @@ class Budget:
     def of(cls, settings: Settings) -> Budget:
         mebibytes = settings.max_memory_bytes >> 20
         return cls(
-            block_bytes=(16 << 20) if mebibytes >= 512 else (4 << 20),
+            block_bytes=(8 << 20) if mebibytes >= 512 else (4 << 20),
             blocks_under_way=settings.processors + 1,
-            key_bytes=settings.max_memory_bytes // 8,
+            key_bytes=settings.max_memory_bytes // 16,
             line_bytes=settings.max_line_bytes,
         )
 
@@ -152,6 +152,7 @@ class Pipeline:
         self._budget = Budget.of(settings)
         self._pool = ThreadPoolExecutor(settings.processors, thread_name_prefix="decode")
         self._exporting = asyncio.Lock()
+        self._blocks = threading.Semaphore(self._budget.blocks_under_way)
         self._converter: _Converter | None = None
 
     def __enter__(self) -> Self:
@@ -181,7 +182,9 @@ class Pipeline:
             with tempfile.TemporaryDirectory(prefix=f"{load.day}-", dir=folder) as own:
                 with Spool(Path(own) / "export") as spool:
                     converter = self._converter_of(plan.mapper)
-                    work = _DayWork(self._budget, self._pool, converter, self._listener, plan, load, spool, Path(own))
+                    work = _DayWork(
+                        self._budget, self._blocks, self._pool, converter, self._listener, plan, load, spool, Path(own)
+                    )
                     return await self._export_and_work(plan, load, attempt, spool, work, exported_at)
         except OSError as error:
             raise ResourceError(
@@ -225,6 +228,7 @@ class _DayWork:
     def __init__(
         self,
         budget: Budget,
+        blocks: threading.Semaphore,
         pool: ThreadPoolExecutor,
         converter: _Converter,
         listener: Listener,
@@ -234,6 +238,7 @@ class _DayWork:
         folder: Path,
     ) -> None:
         self._budget = budget
+        self._blocks = blocks
         self._pool = pool
         self._listener = listener
         self._plan = plan
@@ -307,23 +312,36 @@ class _DayWork:
         )
 
     def _converted(self) -> Iterator[_Converted]:
-        """The blocks of the export in order, decoded and mapped by the pool a few at a time."""
+        """The blocks of the export in order, decoded and mapped by the pool a few at a time.
+
+        All days share the places for blocks. A day that finds none free first gives back its own oldest one, so none
+        waits for another that waits for it.
+        """
         under_way: deque[Future[_Converted]] = deque()
         unterminated = False
+
+        def oldest() -> _Converted:
+            try:
+                return under_way[0].result()
+            finally:
+                under_way.popleft()
+                self._blocks.release()
+
         try:
             for block in read_blocks(
                 self._spool, block_bytes=self._budget.block_bytes, max_line_bytes=self._budget.line_bytes
             ):
                 unterminated = not isinstance(block, OversizedLine) and block.unterminated
+                while not self._blocks.acquire(blocking=not under_way):
+                    yield self._checked(oldest(), last=False)
                 under_way.append(self._pool.submit(self._converter, block))
-                if len(under_way) >= self._budget.blocks_under_way:
-                    yield self._checked(under_way.popleft().result(), last=False)
             while under_way:
-                result = under_way.popleft().result()
+                result = oldest()
                 yield self._checked(result, last=unterminated and not under_way)
         finally:
             for future in under_way:
                 future.cancel()
+                self._blocks.release()
 
     @staticmethod
     def _checked(block: _Converted, *, last: bool) -> _Converted:

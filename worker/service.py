@@ -108,12 +108,14 @@ async def run_once(
 
     A run that fails does not keep the next flow from running. When this is cancelled, the run under way ends in order.
     """
+    from worker.memory import keep_memory_small
     from worker.mixpanel.export import MixpanelExports
     from worker.pipeline import Pipeline
     from worker.sinks import open_sink
     from worker.store import open_store
 
     _check_datasets(prepared)
+    keep_memory_small()
     runs: list[Run] = []
     async with AsyncExitStack() as stack:
         store = stack.enter_context(await asyncio.to_thread(open_store, settings.state))

@@ -48,7 +48,9 @@ class LogListener:
         import structlog
 
         renderer: Any = (
-            structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(pad_event_to=20)
+            structlog.processors.JSONRenderer()
+            if as_json
+            else structlog.dev.ConsoleRenderer(pad_event_to=20, colors=sys.stderr.isatty())
         )
         self._least = getattr(logging, settings.log_level.upper())
         self._runs: dict[str, str] = {}
