@@ -1,8 +1,8 @@
 """The main job as a whole process, beside curl plus DuckDB's COPY of the same export in the same run.
 
-Both read three project days as gzip over loopback HTTP from the simulated Mixpanel and leave compressed Parquet: the worker
-as a committed Delta table, mapped by the tutorial's set and deduplicated; the peer as plain files with the same eleven
-columns, unchecked and with the duplicates. Rounds alternate, medians are printed, everything lies under `.bench/`.
+Both read three project days as gzip over loopback HTTP from the simulated Mixpanel and leave compressed Parquet: the
+worker as a committed Delta table, mapped by the tutorial's set and deduplicated; the peer as plain files with the same
+eleven columns, unchecked and with the duplicates. Rounds alternate, medians are printed, all lies under `.bench/`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ SEED = 20260302
 
 FLOW = """
 baseConnection:
-  auth: {{specName: Basic Authentication, params: {{username: {username}, password: "${{BENCH_PASSWORD}}", host: "{url}"}}}}
+  auth:
+    specName: Basic Authentication
+    params: {{username: {username}, password: "${{BENCH_PASSWORD}}", host: "{url}"}}
 sourceConnection: {{data: {{format: json}}, params: {{projectId: "{project}", timezone: UTC}}}}
 targetConnection: {{data: {{format: delta}}, params: {{dataSetId: events}}}}
 mappingSet: {mapping}
@@ -62,7 +64,7 @@ class Measure:
 def measure(command: list[str], environ: dict[str, str]) -> Measure:
     """Run `command` to its end and account for it and its children; it must succeed."""
     started = time.monotonic()
-    process = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, cwd=ROOT)  # noqa: S603 - our own command
+    process = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, cwd=ROOT)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -72,7 +74,9 @@ def measure(command: list[str], environ: dict[str, str]) -> Measure:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 100_000], help="rows a day, one size or several")
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[1_000_000, 100_000], help="rows a day, one size or several"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     for rows in arguments.rows:
@@ -104,8 +108,10 @@ def run_size(rows: int, rounds: int) -> None:
         peak = max(one.peak_mebibytes for one in measures)
         print(f"{name:24}{wall:>9.2f}{total / wall:>12,.0f}{cpu * 1e6 / total:>15.2f}{peak:>10.0f}")
     ratios = [peer.wall_seconds / one.wall_seconds for peer, one in zip(peers, ours, strict=True)]
-    print(f"ratio (peer's time / worker's, round by round): median {statistics.median(ratios):.2f}, "
-          f"{min(ratios):.2f} to {max(ratios):.2f}")
+    print(
+        f"ratio (peer's time / worker's, round by round): median {statistics.median(ratios):.2f}, "
+        f"{min(ratios):.2f} to {max(ratios):.2f}"
+    )
 
 
 def run_worker(folder: Path, url: str, days: list[date]) -> Measure:

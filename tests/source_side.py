@@ -39,7 +39,7 @@ _SAMPLES = Path(__file__).parent.parent.parent / "shared" / "samples"
 
 
 def sample(name: str) -> bytes:
-    """A file of the samples of third parties, which are not part of the repository: without them the test is skipped."""
+    """A file of the samples of third parties, which are not in the repository: without them the test is skipped."""
     path = _SAMPLES / name
     if not path.exists():
         pytest.skip(f"the samples of third parties are not here ({name})")
@@ -53,9 +53,7 @@ def settings_for(folder: Path, **changes: Any) -> Settings:
     return replace(usual, **{**small, **changes})
 
 
-def source_at(
-    base_url: str, username: str = DEMO_USERNAME, password: str = DEMO_PASSWORD, **changes: Any
-) -> Source:
+def source_at(base_url: str, username: str = DEMO_USERNAME, password: str = DEMO_PASSWORD, **changes: Any) -> Source:
     return Source(
         base_url=base_url,
         credentials=Credentials(username, Secret(password)),
@@ -99,7 +97,9 @@ class Landed:
 class Worker:
     """Loads days as a run does, into tables in memory. An async context manager."""
 
-    def __init__(self, folder: Path, *, mapper: Mapper = MAPPER, exports: Exports | None = None, **changes: Any) -> None:
+    def __init__(
+        self, folder: Path, *, mapper: Mapper = MAPPER, exports: Exports | None = None, **changes: Any
+    ) -> None:
         self.settings = settings_for(folder, **changes)
         self._mapper = mapper
         self._own = MixpanelExports(self.settings)

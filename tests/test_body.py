@@ -1,4 +1,4 @@
-"""A body that is not whole is never a day: cut transports, damaged gzip, and the broken 200s that were seen in the wild."""
+"""A body that is not whole is never a day: cut transports, damaged gzip, and the broken 200s seen in the wild."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import threading
 import tracemalloc
 import zlib
 from itertools import cycle, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 import pytest
@@ -34,7 +34,9 @@ EXHAUSTIVE = os.environ.get("MIXPANEL_WORKER_EXHAUSTIVE") == "1"
 STRIDE = 1 if EXHAUSTIVE else 97
 
 Way = tuple[str, Framing]
-WAYS: tuple[Way, ...] = tuple((ending, framing) for ending in ("cut_at", "reset_at", "cut_intact") for framing in FRAMINGS)
+WAYS: tuple[Way, ...] = tuple(
+    (ending, framing) for ending in ("cut_at", "reset_at", "cut_intact") for framing in FRAMINGS
+)
 
 
 def line_of(size: int, number: int) -> bytes:
@@ -99,10 +101,10 @@ def cuts_of(size: int, edges: set[int]) -> list[tuple[int, Way]]:
         if EXHAUSTIVE:
             chosen += [(offset, way) for way in WAYS]
             continue
-        chosen += [(offset, way) for way in islice(broken, 2)]
+        chosen += [(offset, way) for way in islice(broken, 1)]
         # takes ten times as long, for the lines before the cut are all decoded
-        if number % 4 == 0:
-            chosen.append((offset, intact[number // 4 % len(intact)]))
+        if number % 6 == 0:
+            chosen.append((offset, intact[number // 6 % len(intact)]))
     return list(dict.fromkeys([*chosen, *((offset, way) for offset in sorted(edges) for way in WAYS)]))
 
 
@@ -249,7 +251,9 @@ WHOLE = member(BODY)
         pytest.param(WHOLE + bytes(1 << 19), id="much_zero_padding"),
         # extra field, name, comment and checksum of the header
         pytest.param(
-            b"\x1f\x8b\x08\x1e" + bytes(6) + b"\x03\x00abcn\0c\0"
+            b"\x1f\x8b\x08\x1e"
+            + bytes(6)
+            + b"\x03\x00abcn\0c\0"
             + (zlib.crc32(b"\x1f\x8b\x08\x1e" + bytes(6) + b"\x03\x00abcn\0c\0") & 0xFFFF).to_bytes(2, "little")
             + WHOLE[10:],
             id="all_header_fields",
@@ -476,7 +480,9 @@ def test_F019_what_an_event_says_is_no_sentinel() -> None:
 
 
 async def test_F019_a_text_in_an_event_ends_nothing(worker: Worker, simulator: Simulator) -> None:
-    lines = [b'{"event":"terminated early","properties":{"time":%d,"p":"export terminated early"}}\n' % n for n in (0, 1)]
+    lines = [
+        b'{"event":"terminated early","properties":{"time":%d,"p":"export terminated early"}}\n' % n for n in (0, 1)
+    ]
     simulator.set_day(DAY, b"".join(lines))
     assert await outcome(worker, simulator) == [0, 1]
 
@@ -524,7 +530,9 @@ def digests(lines: Sequence[bytes]) -> list[tuple[int, str]]:
     return [(len(line), hashlib.sha256(line).hexdigest()) for line in lines]
 
 
-PIECES = st.sampled_from([b"a", b"bc", b'{"event":"x"}', b"\n", b"\r\n", b"\n\n", "\u2028\u0085".encode(), BYTE_ORDER_MARK])
+PIECES = st.sampled_from(
+    [b"a", b"bc", b'{"event":"x"}', b"\n", b"\r\n", b"\n\n", "\u2028\u0085".encode(), BYTE_ORDER_MARK]
+)
 
 
 @given(
@@ -550,6 +558,7 @@ def test_blocks_hold_the_lines_whatever_the_sizes(
     last = lines.pop()
     found: list[tuple[int, str]] = []
     unterminated = []
+    error: ExportBrokenError | None = None
     folder = tmp_path_factory.getbasetemp()
     with patch.object(spool, "READ_BYTES", read_bytes), patch.object(body, "INFLATE_BYTES", inflate_bytes):
         try:
@@ -563,11 +572,13 @@ def test_blocks_hold_the_lines_whatever_the_sizes(
                 assert item.unterminated == (not data.endswith(b"\n"))
                 found += digests(data.removesuffix(b"\n").split(b"\n"))
                 unterminated.append(item.unterminated)
-        except ExportBrokenError as error:
-            assert error.reason == "truncated_line"
-            assert len(last) > max_line_bytes
-            assert found == digests(lines)
-            return
+        except ExportBrokenError as broken:
+            error = broken
+    if error is not None:
+        assert error.reason == "truncated_line"
+        assert len(last) > max_line_bytes
+        assert found == digests(lines)
+        return
     assert found == digests([*lines, *filter(None, [last])])
     assert not any(unterminated[:-1])
     assert not unterminated or unterminated[-1] == bool(last)
@@ -663,5 +674,3 @@ def test_a_full_disk_is_told_apart(tmp_path: Path) -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, usual)
     assert str(tmp_path) in str(caught.value)
-
-

@@ -1,4 +1,4 @@
-"""From lines to texts: the fast decoder against a reference of a few lines, and that no line depends on its neighbours."""
+"""From lines to texts: the decoder against a reference of a few lines, and that no line depends on its neighbours."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def reference(line: bytes, paths: Sequence[tuple[str, ...]]) -> Seen:
         return Seen(None)
     values = []
     for path in paths:
-        inner = value
+        inner: Any = value
         for name in path:
             inner = inner.get(name) if isinstance(inner, dict) else None
         values.append(inner)
@@ -183,12 +183,12 @@ def agree(outcome: Outcome, line: bytes, paths: Sequence[tuple[str, ...]]) -> bo
     if outcome.kind != "event":
         return False
     texts, key, processed, _ = outcome.detail
-    insert_id, processed_at = values[paths.index(KEY_PATHS[3])], values[-1]
-    milliseconds = processed_at if isinstance(processed_at, str) and processed_at.isdecimal() else "-1"
+    insert_id, processed_at = values[paths.index(KEY_PATHS[3])], texts[-1] or ""
+    milliseconds = processed_at if processed_at.isascii() and processed_at.isdecimal() else "-1"
     return (
         all(shows(text, value) for text, value in zip(texts, values, strict=True))
         and (key == (0, 0)) == (insert_id is None or insert_id == "")
-        and (processed == int(milliseconds) or not milliseconds.isascii() or len(milliseconds) > 18)
+        and processed == (int(milliseconds) if len(milliseconds) <= 18 else -1)
     )
 
 
@@ -199,7 +199,9 @@ def in_properties(text: str) -> bytes:
 LINES: dict[str, bytes] = {
     **{
         f"F033_F034_number {number[:30]}": in_properties(f'"p":{number},"price":{number},"deep":{{"x":[{number}]}}')
-        for number in (
+        for number in NUMBERS
+    },
+    "CUT_HERE": (
             "0 -0 -0.0 0.0 1.0 1.10 1e3 1E3 1e-3 1.5e300 1e400 -1e400 1e-400 9007199254740993 9223372036854775807 "
             "9223372036854775808 18446744073709551615 18446744073709551616 -9223372036854775809 "
             "1234567890123456789012345678901234567890 0.1000000000000000055 0.1000000000000000055511151231 "
@@ -207,6 +209,8 @@ LINES: dict[str, bytes] = {
             "3.14159265358979323846264338327950288 2.5E-5 0.30000000000000004"
         ).split()
     },
+    **{f"F034_number alone {number}": in_properties(f'"p":{number}') for number in ("1.10", "-0", "2.50", "1e3", "-7")},
+    "F034_time with a fraction": in_properties('"time":1700000000.50,"distinct_id":"d","$insert_id":"i"'),
     "F033_number of 5,000 digits": in_properties('"p":' + "7" * 5000),
     **{
         f"F034_white space {before!r} {space!r} {number}": in_properties(f'"p"{before}:{space}{number}')
@@ -299,9 +303,6 @@ LINES: dict[str, bytes] = {
     "F029_no-break space": '\u00a0{"event":"x"}'.encode(),
     "F029_escapes": in_properties(r'"p":"\"\\\/\b\f\n\r\t\u00e9","price":["\/","\u00e9","\n"]'),
     "F029_text of a backslash": in_properties(r'"p":"\\","price":"\\\\"'),
-    "F035_nested 200": in_properties('"p":' + "[" * 200 + "1.10" + "]" * 200),
-    "F035_nested 300 in an object": in_properties('"p":' + '{"a":' * 300 + "1.10" + "}" * 300),
-    "F035_nested 300 with a number": in_properties('"p":' + "[" * 300 + "1.10" + "]" * 300),
     "F023_two events": b'{"event":"x"}{"event":"y"}',
     "F023_two events and a comma": b'{"event":"x"},{"event":"y"}',
     "F023_text behind": b'{"event":"x"} x',
@@ -334,10 +335,12 @@ def test_one_line_among_all_kinds_of_neighbours(decoder: Decoder, name: str) -> 
     line = LINES[name]
     expected = outcomes(decoder, [block(line)])[0]
     assert agree(expected, line, decoder.paths), expected
-    for before, after in [([], [BAD]), ([BAD], []), ([GOOD], [GOOD]), ([b""], [b" ", GOOD]), ([GOOD] * 300, [BAD])]:
+    # in a block that must be read with care, and in one that is read fast
+    for before, after in [([BAD], [b"", GOOD]), ([GOOD] * 300, [GOOD])]:
         found = outcomes(decoder, [block(*before, line, *after)])
-        assert found[len(before)] == expected, (before[:1], after[:1])
-        assert all((other.kind == "event") == (neighbour == GOOD) for neighbour, other in zip(before, found, strict=False))
+        assert found[len(before)] == expected, before[:1]
+        neighbours = [*zip(before, found, strict=False), *zip(reversed(after), reversed(found), strict=False)]
+        assert all((other.kind == "event") == (neighbour == GOOD) for neighbour, other in neighbours)
     if line.strip():
         assert outcomes(decoder, [block(GOOD, line, terminated=False)])[1] == expected
 
@@ -346,17 +349,15 @@ def test_one_line_among_all_kinds_of_neighbours(decoder: Decoder, name: str) -> 
 def test_the_decoder_gives_what_the_exact_reader_gives(decoder: Decoder, name: str) -> None:
     line = LINES[name]
     outcome = outcomes(decoder, [block(line)])[0]
-    try:
-        texts = read_exactly(line, decoder.paths).texts
-    except NotAnEvent as verdict:
-        assert outcome.kind == "blank" if not line.strip() else outcome == Outcome("reject", (str(verdict), line[:MAX_RAW_BYTES]))
+    values = reference(line, decoder.paths).values
+    if values is None:
+        with pytest.raises(NotAnEvent) as verdict:
+            read_exactly(line, decoder.paths)
+        assert outcome.kind == ("reject" if line.strip() else "blank")
+        assert outcome.kind == "blank" or outcome.detail == (str(verdict.value), line[:MAX_RAW_BYTES])
         return
     assert outcome.kind == "event"
-    values = reference(line, decoder.paths).values
-    assert values is not None
-    for text, also, value in zip(outcome.detail[0], texts, values, strict=True):
-        assert shows(text, value)
-        assert shows(also, value)
+    assert outcome.detail[0] == tuple(read_exactly(line, decoder.paths).texts)
 
 
 @pytest.mark.parametrize("name", LENIENT)
@@ -371,20 +372,21 @@ def test_F032_what_strict_json_does_not_know_does_not_hang_on_neighbours(decoder
         assert text == "1" or str(Decimal(text)) in {"NaN", "Infinity", "-Infinity"}
 
 
-@pytest.mark.parametrize("depth", [250, 260, 900, 1000, 1024, 1030, 2000, 100_000])
+@pytest.mark.parametrize("depth", [100, 250, 260, 900, 1000, 1024, 1030, 2000, 100_000])
 @pytest.mark.parametrize("key", ["p", "z"])
-@pytest.mark.parametrize("inner", ["", "1.10"])
-def test_F035_deep_nesting(decoder: Decoder, depth: int, key: str, inner: str) -> None:
-    value = "[" * depth + inner + "]" * depth
+@pytest.mark.parametrize("inner", ["1", "1.10"])
+@pytest.mark.parametrize("around", [("[", "]"), ('{"a":', "}")])
+def test_F035_deep_nesting(decoder: Decoder, depth: int, key: str, inner: str, around: tuple[str, str]) -> None:
+    value = around[0] * depth + inner + around[1] * depth
     line = in_properties(f'"price":1,"{key}":{value}')
     alone = outcomes(decoder, [block(line)])[0]
     assert outcomes(decoder, [block(BAD, line)])[1] == alone
-    assert outcomes(decoder, [block(*[GOOD] * 300, line, BAD)])[300] == alone
+    assert outcomes(decoder, [block(*[GOOD] * 300, line, GOOD)])[300] == alone
     if alone.kind == "event":
-        text = alone.detail[0][1]
-        assert text is None if key == "z" else text.replace("1.1]", "1.10]") == value
+        assert alone.detail[0][1] == (None if key == "z" else value)
     else:
         assert alone.kind == "reject"
+        assert depth > 100
 
 
 @pytest.mark.parametrize(
@@ -396,16 +398,27 @@ def test_F035_deep_nesting(decoder: Decoder, depth: int, key: str, inner: str) -
         pytest.param([("properties", "STRASSE"), ("properties", "straße")], id="F030_names that fold to one"),
         pytest.param([("properties",), ("properties", "p"), ("properties", "p", "q")], id="one above the other"),
         pytest.param([("properties", "p", "0"), ("properties", "p", "0", "x")], id="a number for a name"),
-        pytest.param([("properties", name) for name in ('q"q', "it's", "b\\c", "a/b", "a~b", "*", "$", "?")], id="signs"),
+        pytest.param(
+            [("properties", name) for name in ('q"q', "it's", "b\\c", "a/b", "a~b", "*", "$", "?")], id="signs"
+        ),
         pytest.param([("properties", name) for name in ("n\0l", "t\tb", "n\nl")], id="control characters"),
         pytest.param([("properties", "x" * 300), ("properties", "é" * 300)], id="long"),
         pytest.param([("properties", "😀"), ("properties", "\u2028")], id="beyond the plane"),
-        pytest.param([("properties", name) for name in ("select", "s", "l", "c0", "texts", "columns")], id="words of SQL"),
+        pytest.param(
+            [("properties", name) for name in ("select", "s", "l", "c0", "texts", "columns")], id="words of SQL"
+        ),
         pytest.param([("properties", f"k{number}") for number in range(300)], id="many"),
     ],
 )
 def test_F030_any_name_can_be_wanted(wanted: list[tuple[str, ...]]) -> None:
-    properties: dict[str, Any] = {"time": 1700000000, "Time": "T", "$insert_id": "i", "city": "c", "City": "C", "Event": 2}
+    properties: dict[str, Any] = {
+        "time": 1700000000,
+        "Time": "T",
+        "$insert_id": "i",
+        "city": "c",
+        "City": "C",
+        "Event": 2,
+    }
     for path in wanted:
         if len(path) == 2:
             properties.setdefault(path[1], {"q": 1.25, "0": {"x": "zero"}} if path[1] == "p" else f"value of {path[1]}")
@@ -414,7 +427,7 @@ def test_F030_any_name_can_be_wanted(wanted: list[tuple[str, ...]]) -> None:
         {"event": "x", "Event": "y", "properties": {}, "Properties": {"time": 5}},
         {"event": "x", "properties": {"p": ["a"], "city": 1}},
     ]
-    lines = [json.dumps(document, ensure_ascii=ascii).encode() for document in documents for ascii in (False, True)]
+    lines = [json.dumps(document, ensure_ascii=plain).encode() for document in documents for plain in (False, True)]
     decoder = Decoder(wanted, max_line_bytes=MAX_LINE_BYTES, max_raw_bytes=MAX_RAW_BYTES)
     try:
         for blocks in ([block(*lines)], [block(line) for line in lines], [block(BAD, *lines)]):
@@ -492,7 +505,7 @@ def test_F025_a_line_too_long_is_the_same_reject_in_every_block(tmp_path: Path, 
     limit = 200
     line = in_properties('"p":"' + "y" * (length - len(in_properties('"p":""'))) + '"')
     assert len(line) == length
-    content = b"".join((GOOD[:60] + b"\n", line + b"\n", b'{"event":"last"}\n'))
+    content = b"".join((b'{"event":"first"}\n', line + b"\n", b'{"event":"last"}\n'))
     decoder = Decoder(WANTED, max_line_bytes=limit, max_raw_bytes=100_000)
     found = []
     for block_bytes in (1, 64, 250, 1000, 1 << 20):
@@ -503,7 +516,7 @@ def test_F025_a_line_too_long_is_the_same_reject_in_every_block(tmp_path: Path, 
             found.append([outcome[:2] for outcome in outcomes(decoder, list(blocks))])
     decoder.close()
     assert all(outcome == found[0] for outcome in found)
-    assert [kind for kind, _ in found[0]] == ["reject", "reject" if length > limit else "event", "event"]
+    assert [kind for kind, _ in found[0]] == ["event", "reject" if length > limit else "event", "event"]
     if length > limit:
         reason, raw = found[0][1][1]
         assert f"{length} bytes" in reason
@@ -515,9 +528,43 @@ def test_F025_a_line_too_long_is_the_same_reject_in_every_block(tmp_path: Path, 
 # Laws over generated lines
 
 TIMES = ["time", "distinct_id", "$insert_id", "mp_processing_time_ms"]
-OTHERS = ["", "z", "P", "Price", "xp", "a", "b", "nice price", "$", 'q"', "b\\", "\u2028", "n\0", "😀", "event", "properties"]
-NUMBERS = "0 -0 1 1.10 1e3 1E-7 1e400 0.1000000000000000055 12345678901234567890 -1.5 2.50 99999999999999999999999".split()
-TEXTS = ["1.10", "true", "null", 'a"p":1.5', "\\", "d", "i", "terminated early", "{}", "größe", "\t\n", "😀\u2029", "", "a\0b"]
+OTHERS = [
+    "",
+    "z",
+    "P",
+    "Price",
+    "xp",
+    "a",
+    "b",
+    "nice price",
+    "$",
+    'q"',
+    "b\\",
+    "\u2028",
+    "n\0",
+    "😀",
+    "event",
+    "properties",
+]
+NUMBERS = (
+    "0 -0 1 1.10 1e3 1E-7 1e400 0.1000000000000000055 12345678901234567890 -1.5 2.50 99999999999999999999999".split()
+)
+TEXTS = [
+    "1.10",
+    "true",
+    "null",
+    'a"p":1.5',
+    "\\",
+    "d",
+    "i",
+    "terminated early",
+    "{}",
+    "größe",
+    "\t\n",
+    "😀\u2029",
+    "",
+    "a\0b",
+]
 DAMAGE = [b"", b"\xff", b"\0", b'"', b"}", b",", b"\\", b" ", b"-", b"\x0b", b":", b"[", b"NaN"]
 
 
@@ -612,20 +659,20 @@ SEEDS = st.integers(0, 2**32)
 QUIET = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture], deadline=None)
 
 
-@settings(QUIET, max_examples=100)
+@settings(QUIET, max_examples=15)
 @given(seed=SEEDS)
 def test_F031_F033_F034_the_texts_are_what_the_lines_say(decoder: Decoder, seed: int) -> None:
     writer = Writer(seed)
-    lines = [writer.event() for _ in range(40)]
-    for outcome, line in zip(outcomes(decoder, [block(*lines)]), lines, strict=True):
+    for line in [writer.event() for _ in range(12)]:
+        outcome = outcomes(decoder, [block(line)])[0]
         assert agree(outcome, line, decoder.paths), (outcome, line)
 
 
-@settings(QUIET, max_examples=25)
+@settings(QUIET, max_examples=15)
 @given(seed=SEEDS)
 def test_F040_a_line_becomes_the_same_in_any_company(decoder: Decoder, seed: int) -> None:
     writer, chance = Writer(seed), random.Random(seed)
-    lines = [writer.line() for _ in range(15)]
+    lines = [writer.line() for _ in range(12)]
     expected = [outcomes(decoder, [block(line)])[0] for line in lines]
     for outcome, line in zip(expected, lines, strict=True):
         assert agree(outcome, line, decoder.paths), (outcome, line)
@@ -646,7 +693,7 @@ def same_lines(found: list[Outcome], expected: list[Outcome], lines: list[bytes]
         assert one == other, line
 
 
-@settings(QUIET, max_examples=40)
+@settings(QUIET, max_examples=30)
 @given(seed=SEEDS, around=st.integers(100, 300))
 def test_F040_one_line_among_many_good_ones(decoder: Decoder, seed: int, around: int) -> None:
     line = Writer(seed).line()

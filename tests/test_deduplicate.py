@@ -34,7 +34,7 @@ ROWS = st.lists(
 
 
 def kept_slowly(rows: Sequence[Row]) -> list[bool]:
-    """For each row whether no other row of its key beats it: processed later, else larger, else earlier in the export."""
+    """For each row whether none of its key beats it: processed later, else larger, else earlier in the export."""
     best: dict[tuple[int, int], int] = {}
     for number, (first, second, processed, content) in enumerate(rows):
         if (first, second) == (0, 0):
@@ -122,7 +122,9 @@ def test_a_large_day(folder: Path, memory_bytes: int) -> None:
     keys[chance.integers(0, len(keys), 1_000)] = 0
     processed = chance.integers(-1, 3, len(keys))
     content = chance.integers(0, 3, len(keys), dtype=np.uint64)
-    rows = [(int(key[0]), int(key[1]), int(at), int(hold)) for key, at, hold in zip(keys, processed, content, strict=True)]
+    rows = [
+        (int(key[0]), int(key[1]), int(at), int(hold)) for key, at, hold in zip(keys, processed, content, strict=True)
+    ]
     kept = kept_of(folder, rows, memory_bytes=memory_bytes, block_rows=9_999)
     assert kept == kept_slowly(rows)
     assert 0 < kept.count(False) < len(rows)

@@ -18,7 +18,7 @@ from worker.mapping.conversions import conversion_to
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-DATE_TIME = pa.timestamp("ms", tz="UTC")
+DATE_TIME = pa.timestamp("us", tz="UTC")
 INTEGERS: dict[pa.DataType, int] = {pa.int8(): 8, pa.int16(): 16, pa.int32(): 32, pa.int64(): 64}
 
 

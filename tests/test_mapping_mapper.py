@@ -21,7 +21,9 @@ from worker.model import Issue
 
 Texts = list[list[str | None]]
 
-TUTORIAL = compile_mapper(*load_mapping_set(Path(__file__).parent.parent / "mappings" / "mixpanel-tutorial" / "mapping.json"))
+TUTORIAL = compile_mapper(
+    *load_mapping_set(Path(__file__).parent.parent / "mappings" / "mixpanel-tutorial" / "mapping.json")
+)
 
 
 def mapper_of(mappings: dict[str, str], schema: dict[str, Any] | None = None) -> Mapper:

@@ -10,7 +10,7 @@ import pytest
 from worker.errors import ConfigurationError
 from worker.mapping.xdm import XdmSchema
 
-UTC_MILLISECONDS = pa.timestamp("ms", tz="UTC")
+UTC_MILLISECONDS = pa.timestamp("us", tz="UTC")
 
 
 def schema_of(**fields: Any) -> XdmSchema:

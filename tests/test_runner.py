@@ -7,6 +7,7 @@ import gzip
 import json
 import threading
 from datetime import UTC, datetime
+from io import StringIO
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -552,7 +553,7 @@ async def test_each_line_of_the_log_is_json_and_says_which_run(
 
 
 def test_f89_log_that_nobody_takes_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Closed:
+    class Closed(StringIO):
         def write(self, text: str) -> int:
             raise BrokenPipeError(32, "Broken pipe")
 

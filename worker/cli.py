@@ -74,7 +74,7 @@ class Interrupted(Exception):  # noqa: N818 - a request, not an error
 def main() -> NoReturn:
     """Entry point: turn what users do wrong into a message and an exit code, never into a stack trace."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="mixpanel-worker", standalone_mode=False)
         sys.stdout.flush()
     except ConfigurationError as error:
         _complain(error)
@@ -343,6 +343,9 @@ def preview(
         }
         sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n")
         return
+    if not seen.explore["data"] and not seen.rejects:
+        print(f"There are no events on {seen.day}" + (", nor on the days before." if day is None else "."))
+        return
     print(f"Source fields of {seen.day}, over {len(seen.explore['data'])} rows:")
     for name, kind in _fields_of(seen.explore["schema"]):
         print(f"  {name:50} {kind}")
@@ -401,7 +404,7 @@ def simulate(
         int, typer.Option("--days", min=1, max=LARGEST_DAYS, help="Days with events, up to yesterday.")
     ] = 7,
     events_per_day: Annotated[int, typer.Option("--events-per-day", min=0, max=100_000_000)] = 10_000,
-    seed: Annotated[int, typer.Option("--seed", help="Another seed, other events.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed, other events.")] = 1,
     data: Annotated[
         Path | None,
         typer.Option(

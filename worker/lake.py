@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from worker.errors import ConfigurationError
 
@@ -41,7 +42,7 @@ def open_lake(lake: Path) -> duckdb.DuckDBPyConnection:
     for name in names:
         table = DeltaTable(str(lake / name))
         empty = pa.schema(table.schema().to_arrow()).empty_table()  # type: ignore[arg-type]  # the stubs lack the Arrow interface
-        files = sorted(table.file_uris())
+        files = sorted(unquote(uri) for uri in table.file_uris())
         connection.register(EMPTY, empty)
         columns = connection.sql(f"describe {_identifier(EMPTY)}").fetchall()
         if not files:

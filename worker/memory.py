@@ -1,7 +1,7 @@
 """How the process holds memory: freed memory goes back, instead of staying with whoever freed it.
 
-Blocks of some MiB pass from thread to thread. The C library would keep an arena a thread, and Arrow's own pool would keep
-what it once had: measured on days of a million rows, a third of the peak.
+Blocks of some MiB pass from thread to thread. The C library would keep an arena a thread, and Arrow's own pool would
+keep what it once had: measured on days of a million rows, a third of the peak.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _M_ARENA_MAX = -8
 
 
 def keep_memory_small() -> None:
-    """Set the allocators of this process. To be called once, before threads are started; harmless elsewhere than glibc."""
+    """Set the allocators of this process: once, before threads are started. Harmless where there is no glibc."""
     pa.set_memory_pool(pa.system_memory_pool())
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -63,7 +63,7 @@ class Credentials:
 
     @property
     def is_project_secret(self) -> bool:
-        """A project secret names its project itself: `project_id` must not be sent with it (Mixpanel, project secret)."""
+        """A project secret names its project itself: `project_id` must not be sent with it (Mixpanel's reference)."""
         return not self.password
 
 

@@ -49,7 +49,13 @@ if TYPE_CHECKING:
     from worker.sinks.base import Sink, Stage, Table
 
 REJECTS_SCHEMA = pa.schema(
-    {"line": pa.int64(), "stage": pa.string(), "code": pa.string(), "reason": pa.string(), "raw": pa.string()}
+    [
+        ("line", pa.int64()),
+        ("stage", pa.string()),
+        ("code", pa.string()),
+        ("reason", pa.string()),
+        ("raw", pa.string()),
+    ]  # type: ignore[arg-type]  # the stubs want one type for all columns
 )
 """Columns of the rejects table. `line` counts the lines of the export from 1; bytes of `raw` that are no UTF-8 are
 written as `\\xNN`."""
@@ -179,13 +185,15 @@ class Pipeline:
         folder = self._settings.spool
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with tempfile.TemporaryDirectory(prefix=f"{load.day}-", dir=folder) as own:
-                with Spool(Path(own) / "export") as spool:
-                    converter = self._converter_of(plan.mapper)
-                    work = _DayWork(
-                        self._budget, self._blocks, self._pool, converter, self._listener, plan, load, spool, Path(own)
-                    )
-                    return await self._export_and_work(plan, load, attempt, spool, work, exported_at)
+            with (
+                tempfile.TemporaryDirectory(prefix=f"{load.day}-", dir=folder) as own,
+                Spool(Path(own) / "export") as spool,
+            ):
+                converter = self._converter_of(plan.mapper)
+                work = _DayWork(
+                    self._budget, self._blocks, self._pool, converter, self._listener, plan, load, spool, Path(own)
+                )
+                return await self._export_and_work(plan, load, attempt, spool, work, exported_at)
         except OSError as error:
             raise ResourceError(
                 f"The spool folder {folder} cannot be used: {error.strerror or error}.",
@@ -196,6 +204,7 @@ class Pipeline:
         self, plan: DayPlan, load: Load, attempt: int, spool: Spool, work: _DayWork, exported_at: datetime
     ) -> StagedDay:
         working: asyncio.Task[StagedDay] | None = None
+        export: asyncio.Future[None] | None = None
         try:
             async with self._exporting:
                 working = asyncio.create_task(asyncio.to_thread(work.run, exported_at))
@@ -214,6 +223,9 @@ class Pipeline:
                     self._listener(events.ExportEnded(load, spool.size, time.monotonic() - started))
             return await asyncio.shield(working)
         except asyncio.CancelledError:
+            if export is not None:
+                export.cancel()
+                await asyncio.gather(export, return_exceptions=True)
             spool.fail(ExportAbandonedError())
             if working is not None:
                 staged = (await asyncio.gather(working, return_exceptions=True))[0]
@@ -308,7 +320,7 @@ class _DayWork:
         raise RejectLimitError(
             f"{failed} of {lines} rows of {self._load.day} were rejected, {failed * 100 / lines:.3g} percent; "
             f"the flow accepts {limit:g}.",
-            advice="The day was not committed. See what is wrong with `preview`, or raise options.partialIngestionPercent.",
+            advice="The day was not committed. `preview` shows what is wrong; options.partialIngestionPercent is the limit.",
         )
 
     def _converted(self) -> Iterator[_Converted]:

@@ -6,6 +6,7 @@ import asyncio
 import tempfile
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import date, datetime
 
+    import duckdb
+
     from worker.events import Listener
     from worker.mapping.mapper import Mapper
     from worker.mixpanel.export import Exports
@@ -32,6 +35,10 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 PREVIEW_BYTES = 4 << 20
+MOST_DIGITS = 19
+"""An integer with fewer digits fits into 64 bits."""
+MOST_LEVELS = 32
+"""How deep a preview shows nested values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,13 +264,11 @@ async def _head(exports: Exports, flow: Flow, day: date, settings: Settings, row
 
 
 def _preview(prepared: PreparedFlow, settings: Settings, day: date, head: bytes, rows: int) -> Preview:
-    import orjson
-
-    from worker.mixpanel.body import Block, is_sentinel
+    from worker.mixpanel.body import BYTE_ORDER_MARK, Block, is_sentinel
     from worker.mixpanel.decode import Decoder
     from worker.mixpanel.explore import explore_document
 
-    lines = head.split(b"\n")[:rows]
+    lines = head.removeprefix(BYTE_ORDER_MARK).split(b"\n")[:rows]
     data = b"\n".join(lines) + b"\n"
     decoder = Decoder(
         prepared.mapper.paths, max_line_bytes=settings.max_line_bytes, max_raw_bytes=settings.max_reject_bytes
@@ -273,7 +278,7 @@ def _preview(prepared: PreparedFlow, settings: Settings, day: date, head: bytes,
         if is_sentinel(reject.raw):
             raise ExportBrokenError("Mixpanel ended the export before its end.", reason="terminated_early")
     mapped = prepared.mapper.map(decoded.texts[: len(prepared.mapper.paths)])
-    records = [orjson.loads(lines[row]) for row in decoded.rows]
+    records = [_record(lines[row]) for row in decoded.rows]
     kept = set(range(mapped.batch.num_rows)) - set(mapped.rejected.tolist())
     rejects = [f"line {reject.row + 1}: {reject.reason}" for reject in decoded.rejects]
     rejects += [
@@ -288,7 +293,33 @@ def _preview(prepared: PreparedFlow, settings: Settings, day: date, head: bytes,
     )
 
 
-def query(settings: Settings, sql: str) -> Any:
+def _record(line: bytes) -> dict[str, Any]:
+    """An event to be shown: what is no number in Python or in JSON as its text, what is nested too deep left out."""
+    import json
+
+    import orjson
+
+    try:
+        record: dict[str, Any] = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        record = json.loads(
+            line,
+            parse_constant=str,
+            parse_float=lambda text: float(text) if isfinite(float(text)) else text,
+            parse_int=lambda text: int(text) if len(text) < MOST_DIGITS else text,
+        )
+    return {name: _shallow(value, MOST_LEVELS) for name, value in record.items()}
+
+
+def _shallow(value: Any, levels: int) -> Any:  # noqa: ANN401 - any JSON
+    if isinstance(value, dict):
+        return {name: _shallow(inner, levels - 1) for name, inner in value.items()} if levels else "…"
+    if isinstance(value, list):
+        return [_shallow(inner, levels - 1) for inner in value] if levels else "…"
+    return value
+
+
+def query(settings: Settings, sql: str) -> duckdb.DuckDBPyRelation | None:
     """Run SQL over the tables of the lake with DuckDB and give the result as a DuckDB relation.
 
     Every table of the lake is a view of its name, reading the live files of its newest version.

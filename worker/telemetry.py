@@ -28,6 +28,9 @@ LEVELS: dict[type[Any], int] = {
 }
 """How loud each event is; events that are not here are DEBUG, except RunStarted, RunEnded and DaySucceeded: INFO."""
 
+NOTABLE_SECONDS = 1.0
+"""A wait for the quota that is shorter happens between any two exports."""
+
 INFORMING = (events.RunStarted, events.RunEnded, events.DaySucceeded, events.DayRecovered)
 
 
@@ -71,6 +74,8 @@ class LogListener:
             found["recovered_run_id"] = found.pop("run_id")
         found.setdefault("run_id", self._runs.get(found["flow_id"]))
         level = LEVELS.get(type(event), logging.INFO if isinstance(event, INFORMING) else logging.DEBUG)
+        if isinstance(event, events.ExportWaiting) and event.seconds < NOTABLE_SECONDS:
+            level = logging.DEBUG
         if level >= self._least and level:
             method = logging.getLevelName(level).lower()
             # a log that nobody takes any more (EPIPE, a full disk) must not stop a commit
@@ -157,7 +162,7 @@ class ProgressListener:
                 self._task = self._progress.add_task(run.flow_name, total=len(days), detail="")
             case events.ExportOpened(load, attempt):
                 self._detail(f"{load.day} asked for" + (f", attempt {attempt}" if attempt > 1 else ""))
-            case events.ExportWaiting(_, day, seconds, reason):
+            case events.ExportWaiting(_, day, seconds, reason) if seconds >= NOTABLE_SECONDS:
                 self._detail(f"{day} waits {_duration(seconds)} for the {reason}")
             case events.ExportProgressed(load, received_bytes, rows):
                 self._detail(f"{load.day}  {received_bytes / 1e6:,.1f} MB  {rows:,} rows")

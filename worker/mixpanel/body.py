@@ -166,7 +166,7 @@ def _inflate_members(chunks: Iterator[bytes]) -> Iterator[bytes]:
                 member = isal_zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
             try:
                 plain = member.decompress(data, INFLATE_BYTES)
-            except isal_zlib.IsalError as error:
+            except isal_zlib.IsalError as error:  # type: ignore[misc]  # the stubs forget that it is a class
                 raise ExportBrokenError(f"The gzip body is damaged ({error}).", reason="damaged_gzip") from error
             produced += len(plain)
             if produced > GZIP_RATIO_FROM_BYTES and produced > received * MAX_GZIP_RATIO:

@@ -1,13 +1,13 @@
 """From blocks of lines to columns of text: which lines are events, and what stands under the wanted paths.
 
-DuckDB's JSON reader does the work, vectorised and without the GIL. It takes any bytes, and it refuses a block with a line
-that is no JSON, no object, or has a wanted key twice: such a block is halved until the bad lines are among few, and those
-few are read by `read_exactly`, which is slow, exact, and the definition of what this module does. In one thing DuckDB is
-not exact where it succeeds: it passes numbers with a point or an exponent through a double. So such values are compared
-with the bytes they came from, and read exactly where the two differ.
+DuckDB's JSON reader does the work, vectorised and without the GIL. It takes any bytes, and it refuses a block with a
+line that is no JSON, no object, or has a wanted key twice: such a block is halved until the bad lines are among few,
+and those few are read by `read_exactly`, which is slow, exact, and the definition of what this module does. In one
+thing DuckDB is not exact where it succeeds: it passes numbers with a point or an exponent through a double. So such
+values are compared with the bytes they came from, and read exactly where the two differ.
 
-The text of a JSON value: a string's own characters; a number's JSON text; `true`, `false`; the JSON text of an object or
-array; null for null and for what is absent. Of two equal keys in one object the last counts, with a warning.
+The text of a JSON value: a string's own characters; a number's JSON text; `true`, `false`; the JSON text of an object
+or array; null for null and for what is absent. Of two equal keys in one object the last counts, with a warning.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pathlib
 import tempfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -75,10 +76,10 @@ class LineReject(NamedTuple):
 class Decoded:
     """One block, decoded.
 
-    `texts[i]` belongs to the decoder's `paths[i]` and has one value an *event*; `rows` gives each event's line within the
-    block. `lines` counts all lines, `blank` those without a character. `keys` holds 128 bits of Mixpanel's key (zero for
-    an event without `$insert_id`), `processed` its `mp_processing_time_ms` (-1 when there is none), `content` 64 bits of
-    all other texts, for a choice between duplicates that does not hang on the order of rows.
+    `texts[i]` belongs to the decoder's `paths[i]` and has one value an *event*; `rows` gives each event's line within
+    the block. `lines` counts all lines, `blank` those without a character. `keys` holds 128 bits of Mixpanel's key (0
+    for an event without `$insert_id`), `processed` its `mp_processing_time_ms` (-1 when there is none), `content` 64
+    bits of all other texts, for a choice between duplicates that does not hang on the order of rows.
     """
 
     lines: int
@@ -120,11 +121,20 @@ class Decoder:
                 "autoload_known_extensions": False,
             },
         )
+        self._hashes = self._hash_expressions()
         self._queries = [self._sql(layer) for layer in _layers(self.paths)]
+        if len(self._queries) == 1:
+            self._queries = [f"select *, {self._hashes} from ({self._queries[0]})"]
 
     def close(self) -> None:
         self._connection.close()
         self._file.close()
+
+    def _hash_expressions(self) -> str:
+        """Three numbers a row, from its JSON texts: two for Mixpanel's key, one for all the rest."""
+        keys = [f"c{self.paths.index(path)}" for path in KEY_PATHS]
+        rest = [name for name in (f"c{index}" for index in range(len(self.paths))) if name not in keys]
+        return f"hash({', '.join(keys)}) as h0, hash({', '.join(reversed(keys))}) as h1, hash({', '.join(rest)}) as h2"
 
     def _sql(self, layer: Sequence[int]) -> str:
         """The query for the JSON texts of some paths, none of which lies above another, as columns c0, c1, …"""
@@ -156,8 +166,8 @@ class Decoder:
 
     def _read(self, lines: _Lines, first: int, last: int, pieces: list[_Piece], careful: _Careful) -> None:
         """Read the lines `first` to `last` (exclusive) fast; lines that cannot be read so are left to `careful`."""
-        columns = self._try(lines.span(first, last), last - first)
-        if columns is None:
+        table = self._try(lines.span(first, last), last - first)
+        if table is None:
             if last - first <= EXACT_LINES:
                 careful.lines.extend(range(first, last))
                 return
@@ -167,14 +177,15 @@ class Decoder:
             return
         doubtful = np.zeros(last - first, dtype=bool)
         texts = []
-        for path, column in zip(self.paths, columns, strict=True):
+        for index, path in enumerate(self.paths):
+            column = _single(table[f"c{index}"])
             text, kind = _unquoted(column)
             texts.append(text)
             if path == EVENT:
                 doubtful |= kind != QUOTE
             else:
                 _doubt_numbers(lines, first, path, column, kind, doubtful)
-        hashes = self._hashes(columns)
+        hashes = self._hashes_of(table)
         if doubtful.any():
             careful.lines.extend((np.flatnonzero(doubtful) + first).tolist())
             sure = pa.array(~doubtful)
@@ -182,10 +193,13 @@ class Decoder:
             hashes = hashes[~doubtful]
         pieces.append(_Piece(np.flatnonzero(~doubtful) + first, texts, hashes))
 
-    def _try(self, data: memoryview, count: int) -> list[pa.StringArray] | None:
-        """The JSON texts of `count` lines by path; None if DuckDB refuses them or sees another number of lines."""
+    def _try(self, data: memoryview, count: int) -> pa.Table | None:
+        """The JSON texts of `count` lines as c0, c1, … in the order of the paths, and their hashes.
+
+        None if DuckDB refuses the lines or sees another number of them.
+        """
         self._file.replace(data)
-        columns: dict[str, pa.StringArray] = {}
+        whole: pa.Table | None = None
         for query in self._queries:
             try:
                 table = self._connection.sql(query).to_arrow_table()
@@ -193,27 +207,25 @@ class Decoder:
                 return None
             if table.num_rows != count:
                 return None
-            columns.update((name, _single(table[name])) for name in table.column_names)
-        return [columns[f"c{index}"] for index in range(len(self.paths))]
+            if whole is None:
+                whole = table
+            else:
+                for name in table.column_names:
+                    whole = whole.append_column(name, table[name])
+        assert whole is not None
+        return whole if len(self._queries) == 1 else self._with_hashes(whole)
 
-    def _hashes(self, columns: Sequence[pa.StringArray]) -> NDArray[np.uint64]:
-        """Three numbers a row, from its JSON texts: two for Mixpanel's key, one for the rest. Zero: no `$insert_id`."""
-        keys = [f"c{self.paths.index(path)}" for path in KEY_PATHS]
-        names = [f"c{index}" for index in range(len(columns))]
-        texts = {name: column for name, column in zip(names, columns, strict=True) if column.null_count < len(column)}
-        texts.update((key, columns[int(key[1:])]) for key in keys)
-        # a column of nulls costs nothing as a constant, and must count as in a block where it has values
-        rest = [name if name in texts else "cast(null as varchar)" for name in names if name not in keys]
-        self._connection.register("texts", pa.table(texts))
-        table = self._connection.sql(
-            f"select hash({', '.join(keys)}) as k0, hash({', '.join(reversed(keys))}) as k1, "  # noqa: S608 - names made here
-            f"hash({', '.join(rest)}) as content from texts"
-        ).to_arrow_table()
+    def _with_hashes(self, texts: pa.Table) -> pa.Table:
+        self._connection.register("texts", texts)
+        table: pa.Table = self._connection.sql(f"select *, {self._hashes} from texts").to_arrow_table()  # noqa: S608
         self._connection.unregister("texts")
-        hashes = np.empty((len(columns[0]), 3), dtype=np.uint64)
-        for position, name in enumerate(("k0", "k1", "content")):
-            hashes[:, position] = np.asarray(table[name])
-        without = pc.fill_null(pc.equal(columns[self.paths.index(INSERT_ID)], pa.scalar('""')), pa.scalar(value=True))
+        return table
+
+    def _hashes_of(self, table: pa.Table) -> NDArray[np.uint64]:
+        """The three hashes of each row; the two of the key are zero where there is no `$insert_id`."""
+        hashes = np.column_stack([np.asarray(table[name]) for name in ("h0", "h1", "h2")])
+        insert_id = table[f"c{self.paths.index(INSERT_ID)}"]
+        without = pc.fill_null(pc.equal(insert_id, _EMPTY), _TRUE)
         hashes[np.asarray(without), :2] = 0
         return hashes
 
@@ -237,21 +249,21 @@ class Decoder:
     def _careful_piece(self, careful: _Careful) -> _Piece:
         """The lines that were read exactly, as a piece like the others: their hashes come from the same JSON texts."""
         texts = []
-        columns = []
+        table = pa.table({"row": pa.array(careful.rows, type=pa.int64())})
         for index in range(len(self.paths)):
             text = pa.array([exact.texts[index] for exact in careful.found], type=pa.string())
             quoted = pa.array([exact.quoted[index] for exact in careful.found], type=pa.bool_())
             texts.append(text)
-            self._connection.register("texts", pa.table({"t": text, "q": quoted}))
-            columns.append(
-                _single(
-                    self._connection.sql(
-                        "select case when q then to_json(t)::varchar else json(t)::varchar end as c from texts"
-                    ).to_arrow_table()["c"]
-                )
-            )
-            self._connection.unregister("texts")
-        return _Piece(np.array(careful.rows, dtype=np.int64), texts, self._hashes(columns))
+            table = table.append_column(f"t{index}", text).append_column(f"q{index}", quoted)
+        self._connection.register("exact", table)
+        columns = ", ".join(
+            f"case when q{index} then to_json(t{index})::varchar else json(t{index})::varchar end as c{index}"
+            for index in range(len(self.paths))
+        )
+        json_texts = self._connection.sql(f"select {columns} from exact").to_arrow_table()  # noqa: S608 - names made here
+        self._connection.unregister("exact")
+        hashes = self._hashes_of(self._with_hashes(json_texts))
+        return _Piece(np.array(careful.rows, dtype=np.int64), texts, hashes)
 
     def _assemble(self, lines: int, pieces: list[_Piece], careful: _Careful) -> Decoded:
         if careful.found:
@@ -267,7 +279,7 @@ class Decoder:
             order = np.argsort(np.concatenate([piece.rows for piece in pieces]), kind="stable")
             rows = np.concatenate([piece.rows for piece in pieces])[order]
             hashes = np.concatenate([piece.hashes for piece in pieces])[order]
-            at = pa.array(order)
+            at = _positions(order)
             texts = [
                 pa.concat_arrays([piece.texts[index] for piece in pieces]).take(at) for index in range(len(self.paths))
             ]
@@ -378,7 +390,7 @@ class _BlockFile:
     def close(self) -> None:
         os.close(self._descriptor)
         if not self.path.startswith("/proc/"):
-            os.unlink(self.path)
+            pathlib.Path(self.path).unlink()
 
 
 class Exact(NamedTuple):
@@ -491,8 +503,7 @@ def _unquoted(column: pa.StringArray) -> tuple[pa.StringArray, NDArray[np.uint8]
     count = len(column)
     if column.null_count == count:
         return column, np.zeros(count, dtype=np.uint8)
-    offsets = np.frombuffer(column.buffers()[1], dtype=np.int32)[column.offset : column.offset + count + 1]
-    data = np.frombuffer(column.buffers()[2], dtype=np.uint8)
+    offsets, data = _bytes_of(column)
     kind = data[np.minimum(offsets[:-1], len(data) - 1)]
     kind[offsets[:-1] == offsets[1:]] = 0
     quoted = kind == QUOTE
@@ -505,10 +516,12 @@ def _unquoted(column: pa.StringArray) -> tuple[pa.StringArray, NDArray[np.uint8]
         rows = rows[quoted[rows]]
         mask = np.zeros(count, dtype=bool)
         mask[rows] = True
-        values = orjson.loads("[" + ",".join(column.take(pa.array(rows)).to_pylist()) + "]")
+        escaped = column.take(_positions(rows)).to_pylist()
+        values = orjson.loads("[" + ",".join(text for text in escaped if text is not None) + "]")
         text = pc.replace_with_mask(text, pa.array(mask), pa.array(values, type=pa.string()))
     if quoted.sum() + column.null_count < count:
         text = pc.if_else(pa.array(quoted), text, column)
+    assert isinstance(text, pa.StringArray)
     return text, kind
 
 
@@ -522,24 +535,26 @@ def _doubt_numbers(
 ) -> None:
     """Mark the rows whose JSON text may differ from the line's: numbers beyond integers, objects, arrays.
 
-    `first` is the line of row 0. A row stays unmarked when its line has the path's last key once, and behind it the same
-    bytes, or a number so short that nothing can have been lost.
+    `first` is the line of row 0. A row stays unmarked when its line has the path's last key once, and behind it the
+    same bytes, or a number so short that nothing can have been lost.
     """
-    rows = np.flatnonzero((kind != QUOTE) & (kind != 0))
-    if not len(rows):
+    unquoted = kind != QUOTE
+    if column.null_count == len(column) or not unquoted.any():
         return
-    values = column.take(pa.array(rows))
-    exact = np.asarray(pc.or_(pc.ascii_is_decimal(values), pc.is_in(values, _LITERALS)))
-    if exact.all():
+    digits = pc.fill_null(pc.ascii_is_decimal(column), _TRUE)
+    rows = np.flatnonzero(unquoted & ~np.asarray(digits))
+    values = column.take(_positions(rows))
+    inexact = np.flatnonzero(~np.asarray(pc.is_in(values, _LITERALS)))
+    if not len(inexact):
         return
-    rows = rows[~exact]
-    values = values.filter(pa.array(~exact))
+    rows = rows[inexact]
+    values = values.take(_positions(inexact))
     starts = _values_of(lines, first + rows, path[-1])
     found = np.flatnonzero(starts >= 0)
     same = np.zeros(len(rows), dtype=bool)
     found = found[~lines.escaped[first + rows[found]]]
     at, data = starts[found], lines.bytes
-    same[found] = _same_bytes(data, at, values.take(pa.array(found))) | _is_short_number(data, at)
+    same[found] = _same_bytes(data, at, values.take(_positions(found))) | _is_short_number(data, at)
     doubtful[rows[~same]] = True
 
 
@@ -576,7 +591,8 @@ def _values_of(lines: _Lines, rows: NDArray[np.int64], name: str) -> NDArray[np.
 
 def _same_bytes(data: NDArray[np.uint8], starts: NDArray[np.int64], texts: pa.StringArray) -> NDArray[np.bool_]:
     """Whether each text stands at its start, followed by the end of a value."""
-    lengths = np.asarray(pc.binary_length(texts)).astype(np.int64)
+    offsets, text = _bytes_of(texts)
+    lengths = np.diff(offsets).astype(np.int64)
     ends = starts + lengths
     same = (ends < len(data)) & (lengths > 0)
     same[same] = _ENDS_VALUE[data[ends[same]]]
@@ -585,9 +601,12 @@ def _same_bytes(data: NDArray[np.uint8], starts: NDArray[np.int64], texts: pa.St
         return same
     lengths = lengths[rows]
     firsts = np.cumsum(lengths) - lengths
-    at = np.arange(int(lengths.sum())) + np.repeat(starts[rows] - firsts, lengths)
-    joined = np.frombuffer("".join(texts.take(pa.array(rows)).to_pylist()).encode(), dtype=np.uint8)
-    same[rows] = np.add.reduceat(data[at] != joined, firsts) == 0
+    every = np.arange(int(lengths.sum()))
+    differs = (
+        data[every + np.repeat(starts[rows] - firsts, lengths)]
+        != text[every + np.repeat(offsets[rows] - firsts, lengths)]
+    )
+    same[rows] = np.add.reduceat(differs, firsts) == 0
     return same
 
 
@@ -597,12 +616,18 @@ def _is_short_number(data: NDArray[np.uint8], starts: NDArray[np.int64]) -> NDAr
     decimal = np.ones(len(starts), dtype=bool)
     for length in range(SAFE_NUMBER_BYTES + 1):
         byte = data[np.minimum(starts + length, len(data) - 1)]
-        short |= decimal & _ENDS_VALUE[byte]
+        short |= decimal & _ENDS_VALUE[byte] & (length > 0)
         decimal &= _IN_DECIMAL[byte]
     return short
 
 
 BACKSLASH = ord("\\")
+# made once: making a scalar looks for an optional package each time
+_TRUE = pa.scalar(value=True)
+_EMPTY = pa.scalar('""')
+_LONGEST_DIGITS = pa.scalar(18)
+_NO_NUMBER = pa.scalar("-1")
+_NO_MILLISECONDS = pa.scalar(-1)
 _LITERALS = pa.array(["true", "false"])
 _ENDS_VALUE = np.zeros(256, dtype=bool)
 _ENDS_VALUE[list(b",}] \t\r\n")] = True
@@ -612,9 +637,21 @@ _IN_DECIMAL[list(b"0123456789.-")] = True
 
 def _milliseconds(texts: pa.StringArray) -> NDArray[np.int64]:
     """Whole milliseconds; -1 where there is no such number."""
-    whole = pc.and_(pc.ascii_is_decimal(texts), pc.less_equal(pc.binary_length(texts), pa.scalar(18)))
-    numbers = pc.cast(pc.if_else(whole, texts, pa.scalar("-1")), pa.int64())
-    return np.asarray(pc.fill_null(numbers, pa.scalar(-1)))
+    whole = pc.and_(pc.ascii_is_decimal(texts), pc.less_equal(pc.binary_length(texts), _LONGEST_DIGITS))
+    numbers = pc.cast(pc.if_else(whole, texts, _NO_NUMBER), pa.int64())
+    return np.asarray(pc.fill_null(numbers, _NO_MILLISECONDS))
+
+
+def _bytes_of(texts: pa.StringArray) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+    """The offsets and the bytes of an array, without a copy."""
+    _, offsets, data = texts.buffers()
+    assert offsets is not None
+    ends = np.frombuffer(memoryview(offsets), dtype=np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    return ends, np.zeros(0, dtype=np.uint8) if data is None else np.frombuffer(memoryview(data), dtype=np.uint8)
+
+
+def _positions(numbers: NDArray[np.int64]) -> pa.Int64Array:
+    return pa.array(numbers, type=pa.int64())
 
 
 def _single(column: pa.ChunkedArray[Any]) -> Any:  # noqa: ANN401 - the type of the column

@@ -1,7 +1,7 @@
 """Mixpanel's rule for duplicates, exact for a day of any size in bounded memory.
 
-Events with the same event name, distinct_id, time and `$insert_id` are one event; the one that was processed last counts.
-An event without `$insert_id` is never a duplicate (Mixpanel, event deduplication).
+Events with the same event name, distinct_id, time and `$insert_id` are one event; the one that was processed last
+counts. An event without `$insert_id` is never a duplicate (Mixpanel, event deduplication).
 """
 
 from __future__ import annotations
@@ -113,4 +113,4 @@ def _losers(parts: list[NDArray[np.void]]) -> NDArray[np.int64]:
 
 
 def _is_in(values: NDArray[np.uint64], ordered: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    return ordered[np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)] == values
+    return np.equal(ordered[np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)], values)

@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     from worker.settings import Settings
 
 EXPORT_PATH = "/api/2.0/export"
-WRITE_BYTES = 1 << 18
+WRITE_BYTES = 1 << 20
 ERROR_BODY_BYTES = 4096
 ERROR_TEXT_CHARACTERS = 500
 LEAST_BYTES_PER_WINDOW = 16 << 10
-"""A body that brings less than this in WORKER_IDLE_SECONDS has stalled; a socket time-out does not see a byte now and then."""
+"""A body that brings less than this in WORKER_IDLE_SECONDS has stalled; no socket time-out sees that."""
 
 ADVICE = {
     400: "Check events, where and the dates of the flow.",
@@ -111,7 +111,11 @@ class MixpanelExports:
                     raise await _refusal(response, source.credentials, self._settings.idle_seconds)
                 await self._receive(response, spool, on_bytes)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _unreachable(error, source, self._settings) from error
+            failure = _unreachable(error, source, self._settings)
+        else:
+            return
+        # out here it has no cause: aiohttp's error holds the request with its Authorization, and prints it
+        raise failure
 
     async def _receive(self, response: aiohttp.ClientResponse, spool: Spool, on_bytes: Callable[[int], None]) -> None:
         encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
@@ -233,7 +237,7 @@ def scrub(text: str, credentials: Credentials) -> str:
 
 
 def _retry_after(response: aiohttp.ClientResponse) -> float | None:
-    """`Retry-After` in seconds, from a number or an HTTP date; the longest of several; None if there is no usable one."""
+    """`Retry-After` in seconds, from a number or an HTTP date; the longest of several; None without a usable one."""
     waits = []
     for value in response.headers.getall("Retry-After", []):
         text = value.strip()
