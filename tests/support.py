@@ -100,17 +100,20 @@ class CrashError(BaseException):
 
 
 class Effects:
-    """Everything that a run does to the world, in order. `at` says what else happens just before or after an effect."""
+    """Everything that a run does to the world, in order, under names that differ.
+
+    `at` is called just before and just after each effect, and says what else happens there.
+    """
 
     def __init__(self) -> None:
         self.names: list[str] = []
         self.dead = False
-        self.at: Callable[[int, str, bool], None] = lambda number, name, after: None
+        self.at: Callable[[str, bool], None] = lambda name, after: None
         self._lock = Lock()
 
-    def crash_at(self, position: int, *, after: bool) -> None:
-        def crash(number: int, name: str, is_after: bool) -> None:
-            if (number, is_after) == (position, after):
+    def crash_at(self, wanted: str, *, after: bool) -> None:
+        def crash(name: str, is_after: bool) -> None:
+            if (name, is_after) == (wanted, after):
                 self.dead = True
                 raise CrashError(name)
 
@@ -119,7 +122,7 @@ class Effects:
     def fail_at(self, wanted: str, error: Exception, *, after: bool = False) -> None:
         """Raise `error` at the effect of this name."""
 
-        def fail(number: int, name: str, is_after: bool) -> None:
+        def fail(name: str, is_after: bool) -> None:
             if (name, is_after) == (wanted, after):
                 raise error
 
@@ -133,11 +136,12 @@ class Effects:
     def one(self, name: str) -> Iterator[None]:
         with self._lock:
             self.check()
-            number = len(self.names)
-            self.names.append(name)
-        self.at(number, name, False)
+            times = sum(known.partition(" (")[0] == name for known in self.names)
+            unique = f"{name} ({times + 1})" if times else name
+            self.names.append(unique)
+        self.at(unique, False)
         yield
-        self.at(number, name, True)
+        self.at(unique, True)
 
 
 class Recorded:

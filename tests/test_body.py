@@ -81,8 +81,8 @@ def unknowable(plain: bytes, way: Way) -> set[int]:
 
     A proxy that closes the framing properly leaves nothing but the last line to judge by, and it is whole where the cut
     stands behind a line, or between a line and its `\n`, for Mixpanel does not promise the last `\n`. Before the first
-    byte the rest is an empty day. Where closing the connection is the framing, that goes for every kind of cut, but only
-    up to the size from which Mixpanel compresses.
+    byte the rest is an empty day. Where closing the connection is the framing, that goes for every kind of cut, but
+    only up to the size from which Mixpanel compresses.
     """
     ending, framing = way
     if ending != "cut_intact" and framing != "close":
@@ -93,7 +93,7 @@ def unknowable(plain: bytes, way: Way) -> set[int]:
 
 
 def cuts_of(size: int, edges: set[int]) -> list[tuple[int, Way]]:
-    """Where and how to cut a body of `size` bytes: everywhere, in some of the ways in turn; at the edges in all ways."""
+    """Where and how to cut a body of `size` bytes: everywhere in one way or another, at the edges in all."""
     intact = [way for way in WAYS if way[0] == "cut_intact"]
     broken = cycle(way for way in WAYS if way[0] != "cut_intact")
     chosen: list[tuple[int, Way]] = []

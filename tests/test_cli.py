@@ -60,7 +60,7 @@ class Cli:
         self.simulator = server.simulator
         self._monkeypatch = monkeypatch
         self._capsys = capsys
-        for name in [name for name in os.environ if name.startswith(("WORKER_", "MIXPANEL_"))]:
+        for name in [name for name in os.environ if name.startswith(("WORKER_", "MIXPANEL_", "PYTHONUNBUFFERED"))]:
             monkeypatch.delenv(name)
         monkeypatch.chdir(folder)
         self.set(

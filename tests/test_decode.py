@@ -196,18 +196,47 @@ def in_properties(text: str) -> bytes:
     return f'{{"event":"x","properties":{{{text}}}}}'.encode()
 
 
+NUMBERS = [
+    "0",
+    "-0",
+    "-0.0",
+    "0.0",
+    "1.0",
+    "1.10",
+    "-1.5",
+    "2.50",
+    "1e3",
+    "1E3",
+    "1e-3",
+    "1E-7",
+    "1.5e300",
+    "1e400",
+    "-1e400",
+    "1e-400",
+    "9007199254740993",
+    "9223372036854775807",
+    "9223372036854775808",
+    "18446744073709551615",
+    "18446744073709551616",
+    "-9223372036854775809",
+    "1234567890123456789012345678901234567890",
+    "0.1000000000000000055",
+    "0.1000000000000000055511151231",
+    "12345678901234567890.5",
+    "123456789012345.6",
+    "1234567890123456.7",
+    "100000000000000000000",
+    "1e22",
+    "1e23",
+    "3.14159265358979323846264338327950288",
+    "2.5E-5",
+    "0.30000000000000004",
+]
+
 LINES: dict[str, bytes] = {
     **{
         f"F033_F034_number {number[:30]}": in_properties(f'"p":{number},"price":{number},"deep":{{"x":[{number}]}}')
         for number in NUMBERS
-    },
-    "CUT_HERE": (
-            "0 -0 -0.0 0.0 1.0 1.10 1e3 1E3 1e-3 1.5e300 1e400 -1e400 1e-400 9007199254740993 9223372036854775807 "
-            "9223372036854775808 18446744073709551615 18446744073709551616 -9223372036854775809 "
-            "1234567890123456789012345678901234567890 0.1000000000000000055 0.1000000000000000055511151231 "
-            "12345678901234567890.5 123456789012345.6 1234567890123456.7 100000000000000000000 1e22 1e23 "
-            "3.14159265358979323846264338327950288 2.5E-5 0.30000000000000004"
-        ).split()
     },
     **{f"F034_number alone {number}": in_properties(f'"p":{number}') for number in ("1.10", "-0", "2.50", "1e3", "-7")},
     "F034_time with a fraction": in_properties('"time":1700000000.50,"distinct_id":"d","$insert_id":"i"'),
@@ -260,6 +289,12 @@ LINES: dict[str, bytes] = {
     "F030_equal events": b'{"event":1,"event":"x"}',
     "F030_equal events, number last": b'{"event":"x","event":1}',
     "F030_equal properties": b'{"event":"x","properties":{"p":1,"price":3},"properties":{"p":2}}',
+    **{
+        f"F030_equal keys beside much that is not ASCII {pad}": in_properties(
+            f'"p":1,"p":2,"z":"{"a" * pad}{"€" * 100}"'
+        )
+        for pad in range(3)
+    },
     "F030_equal keys nobody wants": in_properties('"z":1,"z":2,"p":3'),
     "F030_equal keys within a value": in_properties('"p":{"a":1,"a":2}'),
     "F030_equal keys within an array": in_properties('"p":[{"a":1,"a":2}]'),
@@ -372,7 +407,7 @@ def test_F032_what_strict_json_does_not_know_does_not_hang_on_neighbours(decoder
         assert text == "1" or str(Decimal(text)) in {"NaN", "Infinity", "-Infinity"}
 
 
-@pytest.mark.parametrize("depth", [100, 250, 260, 900, 1000, 1024, 1030, 2000, 100_000])
+@pytest.mark.parametrize("depth", [100, 260, 1000, 1030, 2000, 100_000])
 @pytest.mark.parametrize("key", ["p", "z"])
 @pytest.mark.parametrize("inner", ["1", "1.10"])
 @pytest.mark.parametrize("around", [("[", "]"), ('{"a":', "}")])
@@ -546,9 +581,6 @@ OTHERS = [
     "event",
     "properties",
 ]
-NUMBERS = (
-    "0 -0 1 1.10 1e3 1E-7 1e400 0.1000000000000000055 12345678901234567890 -1.5 2.50 99999999999999999999999".split()
-)
 TEXTS = [
     "1.10",
     "true",
@@ -668,7 +700,7 @@ def test_F031_F033_F034_the_texts_are_what_the_lines_say(decoder: Decoder, seed:
         assert agree(outcome, line, decoder.paths), (outcome, line)
 
 
-@settings(QUIET, max_examples=15)
+@settings(QUIET, max_examples=10)
 @given(seed=SEEDS)
 def test_F040_a_line_becomes_the_same_in_any_company(decoder: Decoder, seed: int) -> None:
     writer, chance = Writer(seed), random.Random(seed)
@@ -727,15 +759,21 @@ def test_a_large_block_with_rubbish_here_and_there(decoder: Decoder) -> None:
     chance = random.Random(23)
     hostile = [line for line in LINES.values() if len(line) < 5000]
     alone = {line: outcomes(decoder, [block(line)])[0] for line in [*hostile, GOOD]}
-    lines = [chance.choice(hostile) if chance.random() < 0.01 else GOOD for _ in range(20_000)]
+    lines = [chance.choice(hostile) if chance.random() < 0.01 else GOOD for _ in range(8_000)]
     found = outcomes(decoder, [block(*lines)])
     same_lines(found, [alone[line] for line in lines], lines)
 
 
 def test_F036_real_lines_by_people_unknown(decoder: Decoder) -> None:
-    names = ("01_adobe_docs_seed000", "02_openapi_export", "04_react_native_utc_reshuffled", "10_web_2017_no_insert_id")
-    names += ("11_segment_web_airbyte_docstring", "13_old_docs_viewed_report", "broken/unicode_line_separators_valid")
-    for name in names:
+    for name in (
+        "01_adobe_docs_seed000",
+        "02_openapi_export",
+        "04_react_native_utc_reshuffled",
+        "10_web_2017_no_insert_id",
+        "11_segment_web_airbyte_docstring",
+        "13_old_docs_viewed_report",
+        "broken/unicode_line_separators_valid",
+    ):
         lines = sample(f"{name}.jsonl").removesuffix(b"\n").split(b"\n")
         found = outcomes(decoder, [block(*lines)])
         for outcome, line in zip(found, lines, strict=True):

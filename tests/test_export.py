@@ -581,7 +581,7 @@ async def test_F009_nobody_listens(tmp_path: Path) -> None:
 
 
 async def test_F009_a_name_that_does_not_exist(tmp_path: Path) -> None:
-    error = await failure(tmp_path, source_at("http://nobody.invalid", "user", CANARY))
+    error = await failure(tmp_path, source_at("http://nobody.invalid", "user", CANARY), first_byte_seconds=3.0)
     assert isinstance(error, ExportUnavailableError)
     assert error.retry
 

@@ -115,7 +115,7 @@ async def test_f51_next_day_is_exported_while_this_one_is_worked_on(world: World
     overlapped: list[bool] = []
     effects = Effects()
 
-    def at(number: int, name: str, after: bool) -> None:
+    def at(name: str, after: bool) -> None:
         if name == f"{SECOND} export opened":
             opened.set()
         if name == f"{FIRST} events staged" and not after:
@@ -131,7 +131,7 @@ async def test_days_are_committed_in_order_though_the_later_one_is_ready_first(w
     ready = threading.Event()
     effects = Effects()
 
-    def at(number: int, name: str, after: bool) -> None:
+    def at(name: str, after: bool) -> None:
         if name == f"{SECOND} events_rejects staged" and after:
             ready.set()
         if name == f"{FIRST} events staged" and not after:
@@ -254,21 +254,22 @@ async def test_first_day_that_fails_stops_the_run(world: World) -> None:
 async def test_days_before_the_one_that_fails_go_on(world: World) -> None:
     """The later day fails while the earlier one is still worked on."""
     failed = threading.Event()
-    world.answers[SECOND] = [ExportRefusedError("Mixpanel answered 403.", status=403)]
+    world.answers[SECOND] = [ExportUnavailableError("Mixpanel answered 503.")]
     effects = Effects()
 
-    def at(number: int, name: str, after: bool) -> None:
+    def at(name: str, after: bool) -> None:
         if name == f"{SECOND} failed saved" and after:
             failed.set()
         if name == f"{FIRST} events staged" and not after:
             assert failed.wait(GENEROUS_SECONDS)
 
     effects.at = at
-    run = await world.run(DAYS[:4], effects)
+    run = await world.run(DAYS[:4], effects, export_attempts=1)
     assert (run.state, run.days_committed) == (RunState.FAILED, 1)
-    assert run.error_message == f"{SECOND}: Mixpanel answered 403."
+    assert run.error_message == f"{SECOND}: Mixpanel answered 503. Given up after 1 attempt; run the flow again later."
     assert world.version(FIRST) == "new"
     assert world.requests == [FIRST, SECOND]
+    assert f"{THIRD} attempt saved" not in effects.names
     world.assert_settled()
 
 
@@ -279,8 +280,8 @@ async def test_f5_retry_after_is_honoured_by_all_days_under_way(world: World) ->
     moments: list[float] = []
     effects = Effects()
 
-    def at(number: int, name: str, after: bool) -> None:
-        if name.endswith("export opened") and not after:
+    def at(name: str, after: bool) -> None:
+        if "export opened" in name and not after:
             moments.append(asyncio.get_running_loop().time())
 
     effects.at = at
@@ -404,7 +405,7 @@ async def test_f85_day_that_another_worker_has_committed_meanwhile_stays(world: 
     effects = Effects()
     flow = flow_of()
 
-    def at(number: int, name: str, after: bool) -> None:
+    def at(name: str, after: bool) -> None:
         if name == f"{FIRST} committing saved" and after:
             load = Load(flow.id, FIRST, 7, "OTHER", "other-run", datetime.now(UTC))
             moment = datetime.now(UTC)
@@ -445,13 +446,10 @@ async def test_f174_target_that_was_emptied_is_filled_again(world: World) -> Non
 
 async def test_run_of_a_dead_process_is_closed_with_what_it_had_committed(world: World) -> None:
     effects = Effects()
-    await world.run(TWO, effects, days_ahead=0)
-    crashing = Effects()
     # dead after the second day's commit, before anything of it is recorded
-    position = effects.names.index(f"{SECOND} events committed")
-    crashing.crash_at(position, after=True)
+    effects.crash_at(f"{SECOND} events committed", after=True)
     with pytest.raises(CrashError):
-        await world.run(TWO, crashing, days_ahead=0)
+        await world.run(TWO, effects)
     dead = world.store.runs(None, 1)[0]
     await world.run([THIRD])
     closed = world.store.run(dead.id)
@@ -465,10 +463,10 @@ async def test_run_of_a_dead_process_is_closed_with_what_it_had_committed(world:
 # Cancellation
 
 
-async def count_effects(world: World, days_ahead: int) -> int:
+async def steps_of(world: World, days_ahead: int) -> list[str]:
     effects = Effects()
     await world.copy().run(TWO, effects, days_ahead=days_ahead)
-    return len(effects.names)
+    return effects.names
 
 
 @pytest.mark.parametrize("days_ahead", [0, 1])
@@ -477,14 +475,14 @@ async def test_f81_cancellation_at_each_step_leaves_everything_in_order(world: W
     world.put(TWO, "old")
     await world.run(TWO)
     world.put(TWO, "new")
-    for position in range(await count_effects(world, days_ahead)):
+    for step in await steps_of(world, days_ahead):
         place = world.copy()
         effects = Effects()
         cancelled_at: list[str] = []
         run: asyncio.Future[Any] = asyncio.ensure_future(asyncio.sleep(0))
 
-        def at(number: int, name: str, after: bool) -> None:
-            if number != position or after:  # noqa: B023 - the run ends before the next round
+        def at(name: str, after: bool) -> None:
+            if name != step or after:  # noqa: B023 - the run ends before the next round
                 return
             cancelled_at.append(name)  # noqa: B023
             if threading.current_thread() is threading.main_thread():
@@ -501,8 +499,8 @@ async def test_f81_cancellation_at_each_step_leaves_everything_in_order(world: W
         with pytest.raises(asyncio.CancelledError):
             await run
         place.assert_settled()
-        [name] = cancelled_at
-        under_way = name.split()[0]
+        assert cancelled_at == [step]
+        name, under_way = step, step.split()[0]
         if name.endswith(("committing saved", "committed", "succeeded saved")):
             assert place.version(TWO[[str(day) for day in TWO].index(under_way)]) == "new", name
         versions = [place.version(day) for day in TWO]

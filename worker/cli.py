@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, TypeVar
 
 import typer
 
@@ -74,40 +74,52 @@ class Interrupted(Exception):  # noqa: N818 - a request, not an error
 def main() -> NoReturn:
     """Entry point: turn what users do wrong into a message and an exit code, never into a stack trace."""
     try:
+        sys.exit(_exit_code())
+    finally:
+        _let_go(sys.stdout)
+        _let_go(sys.stderr)
+
+
+def _exit_code() -> int:
+    try:
+        # typer gives the code of an Exit back, as it is told not to end the process itself
         code = app(prog_name="mixpanel-worker", standalone_mode=False)
         sys.stdout.flush()
     except ConfigurationError as error:
-        _complain(error)
-        sys.exit(EXIT_WRONG)
+        _say(f"Error: {error}")
+        return EXIT_WRONG
     except WorkerError as error:
-        _complain(error)
-        sys.exit(EXIT_FAILED)
+        _say(f"Error: {error}")
+        return EXIT_FAILED
     except Interrupted as interrupted:
-        print("Interrupted: days that were committed stay, all others are as they were.", file=sys.stderr)
-        sys.exit(128 + interrupted.signal_number)
+        _say("Interrupted: days that were committed stay, all others are as they were.")
+        return 128 + interrupted.signal_number
     except (KeyboardInterrupt, typer.Abort):
-        sys.exit(128 + signal.SIGINT)
+        return 128 + signal.SIGINT
     except BrokenPipeError:
-        # the reader of our output has gone; nothing can be told to it any more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_FAILED)
-    except Exception as error:  # noqa: BLE001 - raised again if it is a bug
-        _usage_error(error)
-    # typer gives the code of an Exit back when it does not end the process itself
-    sys.exit(code if isinstance(code, int) else EXIT_OK)
+        return EXIT_FAILED
+    except Exception as error:
+        # a wrong use of the command line can show itself; anything else is a bug and keeps its stack trace
+        show = getattr(error, "show", None)
+        if show is None:
+            raise
+        show()
+        return int(getattr(error, "exit_code", EXIT_WRONG))
+    return code if isinstance(code, int) else EXIT_OK
 
 
-def _usage_error(error: Exception) -> NoReturn:
-    """Print a wrong use of the command line; any other exception is a bug and keeps its stack trace."""
-    show = getattr(error, "show", None)
-    if show is None:
-        raise error
-    show()
-    sys.exit(getattr(error, "exit_code", EXIT_WRONG))
+def _say(text: str) -> None:
+    """Tell it on standard error; a reader who has gone must not stop a run."""
+    with suppress(OSError):
+        print(text, file=sys.stderr)
 
 
-def _complain(error: WorkerError) -> None:
-    print(f"Error: {error}", file=sys.stderr)
+def _let_go(stream: TextIO) -> None:
+    """Send what is left; where the reader has gone, nowhere, or Python would end with an exit code of its own."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _settings(lake: Path | None = None, state: str | None = None, **others: object) -> Settings:
@@ -118,7 +130,7 @@ def _settings(lake: Path | None = None, state: str | None = None, **others: obje
         if value is not None:
             environ[name] = str(value)
     for name, nearest in unknown_settings(environ):
-        print(f"Warning: {name} is no setting" + (f"; did you mean {nearest}?" if nearest else "."), file=sys.stderr)
+        _say(f"Warning: {name} is no setting" + (f"; did you mean {nearest}?" if nearest else "."))
     return load_settings(environ)
 
 
@@ -184,7 +196,7 @@ def run(
 
     def on_planned(plan: Planned) -> None:
         if plan.not_begun is not None:
-            print(f"Left out: {plan.not_begun[0]} to {plan.not_begun[1]}, which have not begun.", file=sys.stderr)
+            _say(f"Left out: {plan.not_begun[0]} to {plan.not_begun[1]}, which have not begun.")
 
     started = time.monotonic()
     with _listening(settings) as listener:
@@ -197,7 +209,7 @@ def run(
         for record in runs:
             _print_run(record, settings, time.monotonic() - started if len(runs) == 1 else None)
     for record in failed_runs(runs):
-        print(f"Error: {record.flow_name}: {record.error_message}", file=sys.stderr)
+        _say(f"Error: {record.flow_name}: {record.error_message}")
     if failed_runs(runs):
         raise typer.Exit(EXIT_FAILED)
 
@@ -353,7 +365,7 @@ def preview(
     for row in seen.mapped:
         print("  " + orjson.dumps(row).decode())
     for text in (*seen.warnings, *seen.rejects):
-        print(f"  ! {text}", file=sys.stderr)
+        _say(f"  ! {text}")
 
 
 def _fields_of(schema: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ import sys
 
 import pyarrow as pa
 
-ARENAS = 2
+ARENAS = 1
 _M_ARENA_MAX = -8
 """`mallopt`'s name for the number of arenas (glibc, malloc.h)."""
 

@@ -299,7 +299,10 @@ class Runner:
                         wait_seconds = self._backoff_seconds(attempt)
                     else:
                         if error.retry and error.advice is None:
-                            error.advice = f"Given up after {attempt + throttled} attempts; run the flow again later."
+                            tried = attempt + throttled
+                            error.advice = (
+                                f"Given up after {tried} attempt{'s' * (tried > 1)}; run the flow again later."
+                            )
                         self._listener(events.ExportFailed(flow.id, load.day, error.code, str(error), None))
                         raise
                     self._listener(events.ExportFailed(flow.id, load.day, error.code, str(error), wait_seconds))

@@ -203,7 +203,7 @@ class Decoder:
         for query in self._queries:
             try:
                 table = self._connection.sql(query).to_arrow_table()
-            except duckdb.InvalidInputException:
+            except (duckdb.InvalidInputException, UnicodeDecodeError):  # its message may be cut within a character
                 return None
             if table.num_rows != count:
                 return None
