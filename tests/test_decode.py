@@ -745,12 +745,6 @@ def test_F036_any_bytes_are_lines(decoder: Decoder, data: bytes) -> None:
         assert agree(outcome, line, decoder.paths)
 
 
-def test_the_memory_of_a_block_may_be_a_view(decoder: Decoder) -> None:
-    raw = b"xx" + GOOD + b"\n" + BAD + b"\n" + GOOD + b"\nyy"
-    found = outcomes(decoder, [Block(memoryview(raw)[2:-2])])
-    assert [outcome.kind for outcome in found] == ["event", "reject", "event"]
-
-
 def test_a_block_of_blank_lines(decoder: Decoder) -> None:
     assert outcomes(decoder, [block(b"", b"", b" \t", b"\r")]) == [Outcome("blank")] * 4
 

@@ -320,7 +320,7 @@ class _DayWork:
         raise RejectLimitError(
             f"{failed} of {lines} rows of {self._load.day} were rejected, {failed * 100 / lines:.3g} percent; "
             f"the flow accepts {limit:g}.",
-            advice="The day was not committed. `preview` shows what is wrong; options.partialIngestionPercent is the limit.",
+            advice="The day was not committed. `preview` shows what is wrong; the limit is partialIngestionPercent.",
         )
 
     def _converted(self) -> Iterator[_Converted]:

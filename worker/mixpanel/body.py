@@ -40,7 +40,7 @@ ERROR_OBJECT = re.compile(rb'\s*\{\s*"error"')
 class Block:
     """Whole lines. `unterminated`: the last line of the export has no `\\n`; it counts only if it is an event."""
 
-    data: bytes | memoryview
+    data: bytes
     unterminated: bool = False
 
 
@@ -94,7 +94,7 @@ def read_blocks(spool: Spool, *, block_bytes: int, max_line_bytes: int) -> Itera
         cut = joined.rfind(b"\n") + 1
         rest = joined[cut:]
         if cut:
-            yield Block(memoryview(joined)[:cut])
+            yield Block(joined[:cut])
         if len(rest) > max_line_bytes:
             oversized = _Oversized(rest)
             rest = b""

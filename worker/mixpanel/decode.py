@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import tempfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,8 +58,13 @@ EXACT_LINES = 128
 """A refused piece of so few lines is read line by line."""
 FAST_LINE_BYTES = 2 << 20
 """Mixpanel's events have at most 1 MB; DuckDB sets aside twice this size for each reader."""
-SAFE_NUMBER_BYTES = 16
-"""A decimal of at most 15 digits and a point comes back from a double with the same value."""
+MAX_DECIMAL_BYTES = 40
+"""Longer decimals are read exactly; so are those with an exponent."""
+MAX_DEPTH = 200
+"""Objects and arrays within each other, above which a line is rejected; Mixpanel takes 3 (import events)."""
+BRACE, BRACKET = ord("{"), ord("[")
+SKIPPED_BY_DUCKDB = (b"\xef\xbb\xbf", b"\x0b", b"\x0c")
+"""A byte order mark at the start, and white space that is none in JSON; the last two stand in no text either."""
 SCAN_BYTES = 1 << 17
 """What is scanned at once stays, with all that is made of it, in the processor's cache."""
 
@@ -159,39 +165,67 @@ class Decoder:
         lines = _Lines(block.data)
         careful = _Careful()
         pieces: list[_Piece] = []
-        self._read(lines, 0, len(lines), pieces, careful)
-        for line in careful.lines:
+        suspects = _suspects(lines, self._max_line_bytes)
+        careful.lines.extend(np.flatnonzero(suspects).tolist())
+        self._read(lines, np.flatnonzero(~suspects), pieces, careful)
+        for line in sorted(careful.lines):
             self._read_exactly(line, lines[line], careful)
         return self._assemble(len(lines), pieces, careful)
 
-    def _read(self, lines: _Lines, first: int, last: int, pieces: list[_Piece], careful: _Careful) -> None:
-        """Read the lines `first` to `last` (exclusive) fast; lines that cannot be read so are left to `careful`."""
-        table = self._try(lines.span(first, last), last - first)
-        if table is None:
-            if last - first <= EXACT_LINES:
-                careful.lines.extend(range(first, last))
-                return
-            middle = (first + last) // 2
-            self._read(lines, first, middle, pieces, careful)
-            self._read(lines, middle, last, pieces, careful)
+    def _read(
+        self, lines: _Lines, rows: NDArray[np.int64], pieces: list[_Piece], careful: _Careful, *, sifted: bool = False
+    ) -> None:
+        """Read these lines fast; those that cannot be read so are left to `careful`.
+
+        A refused piece is first sifted of what is no JSON object, then halved until few lines are left.
+        """
+        if not len(rows):
             return
-        doubtful = np.zeros(last - first, dtype=bool)
+        table = self._try(lines.joined(rows), len(rows))
+        if table is None:
+            if len(rows) <= EXACT_LINES:
+                careful.lines.extend(rows.tolist())
+            elif not sifted:
+                good = self._sift(lines, rows)
+                careful.lines.extend(rows[~good].tolist())
+                self._read(lines, rows[good], pieces, careful, sifted=True)
+            else:
+                for half in np.array_split(rows, 2):
+                    self._read(lines, half, pieces, careful, sifted=True)
+            return
+        doubtful = np.zeros(len(rows), dtype=bool)
         texts = []
         for index, path in enumerate(self.paths):
             column = _single(table[f"c{index}"])
             text, kind = _unquoted(column)
-            texts.append(text)
             if path == EVENT:
                 doubtful |= kind != QUOTE
             else:
-                _doubt_numbers(lines, first, path, column, kind, doubtful)
+                text = _with_numbers_as_written(lines, rows, path, column, kind, text, doubtful)
+            texts.append(text)
         hashes = self._hashes_of(table)
         if doubtful.any():
-            careful.lines.extend((np.flatnonzero(doubtful) + first).tolist())
+            careful.lines.extend(rows[doubtful].tolist())
             sure = pa.array(~doubtful)
             texts = [text.filter(sure) for text in texts]
-            hashes = hashes[~doubtful]
-        pieces.append(_Piece(np.flatnonzero(~doubtful) + first, texts, hashes))
+            rows, hashes = rows[~doubtful], hashes[~doubtful]
+        pieces.append(_Piece(rows, texts, hashes))
+
+    def _sift(self, lines: _Lines, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these lines are JSON objects with an object, or nothing, under `properties`."""
+        joined = lines.joined(rows)
+        ends = np.flatnonzero(np.frombuffer(joined, dtype=np.uint8) == NEWLINE) + 1
+        offsets = np.zeros(len(rows) + 1, dtype=np.int32)
+        offsets[1 : len(ends) + 1] = ends
+        offsets[-1] = len(joined)
+        texts = pa.StringArray.from_buffers(len(rows), pa.py_buffer(offsets.tobytes()), pa.py_buffer(joined))
+        self._connection.register("lines", pa.table({"l": texts}))
+        table = self._connection.sql(
+            "select coalesce(try(json_valid(l) and json_type(l) = 'OBJECT' and "
+            "coalesce(json_type(l, '/properties'), 'NULL') in ('OBJECT', 'NULL')), false) as good from lines"
+        ).to_arrow_table()
+        self._connection.unregister("lines")
+        return np.asarray(table["good"]).astype(bool)
 
     def _try(self, data: memoryview, count: int) -> pa.Table | None:
         """The JSON texts of `count` lines as c0, c1, … in the order of the paths, and their hashes.
@@ -333,8 +367,9 @@ class _Careful:
 class _Lines:
     """The lines of a block by number, without their `\n`; the last one may have none."""
 
-    def __init__(self, data: bytes | memoryview) -> None:
+    def __init__(self, data: bytes) -> None:
         self.bytes = np.frombuffer(data, dtype=np.uint8)
+        self._data = data
         self._view = memoryview(data)
         self._open_end = int(self.bytes[-1] != NEWLINE)
         self._count = int(np.count_nonzero(self.bytes == NEWLINE)) + self._open_end
@@ -343,7 +378,7 @@ class _Lines:
         return self._count
 
     def __getitem__(self, line: int) -> bytes:
-        return bytes(self._view[self.starts[line] : self.ends[line]])
+        return self._data[self.starts[line] : self.ends[line]]
 
     @cached_property
     def ends(self) -> NDArray[np.int64]:
@@ -363,11 +398,26 @@ class _Lines:
         marked[np.searchsorted(self.ends, at[self.bytes[at + 1] == ord("u")])] = True
         return marked
 
-    def span(self, first: int, last: int) -> memoryview:
-        """The bytes of the lines `first` to `last` (exclusive)."""
-        if first == 0 and last == len(self):
+    def find(self, needle: bytes) -> list[int]:
+        """The lines in which `needle` stands. That there is none is found out at the speed of memory."""
+        found = []
+        at = self._data.find(needle)
+        while at >= 0:
+            line = int(np.searchsorted(self.ends, at))
+            found.append(line)
+            at = self._data.find(needle, int(self.ends[line]))
+        return found
+
+    def joined(self, rows: NDArray[np.int64]) -> memoryview:
+        """The bytes of these lines, each with its end; `rows` ascend."""
+        if len(rows) == len(self):
             return self._view
-        return self._view[self.starts[first] : self.ends[last - 1] + 1]
+        if rows[-1] - rows[0] == len(rows) - 1:
+            return self._view[self.starts[rows[0]] : self.ends[rows[-1]] + 1]
+        chosen = np.zeros(len(self), dtype=bool)
+        chosen[rows] = True
+        lengths = np.minimum(self.ends + 1, len(self.bytes)) - self.starts
+        return memoryview(self.bytes[np.repeat(chosen, lengths)])
 
 
 class _BlockFile:
@@ -394,7 +444,7 @@ class _BlockFile:
 
 
 class Exact(NamedTuple):
-    """One event: its texts by path, which of them are JSON strings, and a key that an object had twice."""
+    """One event: its texts by path, which of them are JSON strings, and a wanted key that an object had twice."""
 
     texts: list[str | None]
     quoted: list[bool]
@@ -407,47 +457,122 @@ class _Number(str):
     __slots__ = ()
 
 
+class _Object(list[tuple[str, Any]]):
+    """The members of an object in their order, equal keys and all."""
+
+    def get(self, name: str) -> Any:  # noqa: ANN401 - any JSON
+        """The last member of this name, or None."""
+        return next((value for key, value in reversed(self) if key == name), None)
+
+
 def read_exactly(line: bytes, paths: Sequence[Path]) -> Exact:
     """The texts under `paths` of one line, every digit kept: what `Decoder` must give, in the plainest way.
 
-    Raises NotAnEvent when the line is not a JSON object with a text under `event` and, if there is one, an object under
-    `properties`.
+    JSON as DuckDB takes it: with NaN and Infinity, in any case, and one comma too many at an end. Raises NotAnEvent
+    when the line is not a JSON object with a text under `event` and, if there is one, an object under `properties`.
     """
-    duplicates: list[str] = []
-
-    def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        built = dict(pairs)
-        if len(built) < len(pairs):
-            seen: set[str] = set()
-            duplicates.extend(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        return built
-
     try:
-        value = json.loads(
-            line.decode(), object_pairs_hook=build, parse_int=_Number, parse_float=_Number, parse_constant=_Number
-        )
-        if b"\\ud" in line.lower():
-            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no character
-    except (ValueError, RecursionError) as error:
+        value = _loads(line)
+    except ValueError as error:
         raise NotAnEvent(_why_not_json(line)) from error
-    if not isinstance(value, dict):
+    if not isinstance(value, _Object):
         raise NotAnEvent("The line is not a JSON object.")
     event = value.get("event")
     if not isinstance(event, str) or isinstance(event, _Number):
         raise NotAnEvent("The line has no event name.")
-    if not isinstance(value.get("properties"), dict | None):
+    if not isinstance(value.get("properties"), _Object | None):
         raise NotAnEvent("properties is not an object.")
     found = [_at(value, path) for path in paths]
     quoted = [isinstance(item, str) and not isinstance(item, _Number) for item in found]
-    return Exact([_text(item) for item in found], quoted, duplicates[0] if duplicates else None)
+    wanted = {path[:length] for path in paths for length in range(1, len(path) + 1)}
+    return Exact([_text(item) for item in found], quoted, _twice(value, (), wanted))
+
+
+def _loads(line: bytes) -> Any:  # noqa: ANN401 - any JSON
+    """Raises ValueError for what is no JSON, is nested too deep, or holds half a surrogate pair."""
+    text = line.decode()
+    if text.count("{") + text.count("[") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
+        raise ValueError(f"objects and arrays are more than {MAX_DEPTH} deep within each other")
+    constants: dict[str, str] = {}
+
+    def number(digits: str) -> _Number:
+        return _Number(constants.get(digits, digits))
+
+    def parse(json_text: str) -> Any:  # noqa: ANN401 - any JSON
+        return json.loads(
+            json_text,
+            object_pairs_hook=_Object,
+            parse_int=lambda digits: _Number("0" if digits == "-0" else digits),
+            parse_float=number,
+            parse_constant=_Number,
+        )
+
+    try:
+        value = parse(text)
+    except ValueError:
+        value = parse(_without_leniencies(text, constants))
+    if "\\ud" in text.lower():
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+_TOKENS = re.compile(
+    r'"(?:[^"\\]|\\.)*"'  # a text, in which the others mean nothing
+    r"|(?<![\w.+-])-?(?:infinity|inf|nan)(?![\w.+-])"
+    r"|,(?=[ \t\r\n]*[}\]])",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def _without_leniencies(text: str, constants: dict[str, str]) -> str:
+    """Strict JSON for `text`: constants become numbers that nobody writes, told in `constants`."""
+
+    def mend(match: re.Match[str]) -> str:
+        found = match[0]
+        if found.startswith('"'):
+            return found
+        if found == ",":
+            before = text[: match.start()].rstrip(" \t\r\n")
+            return found if before.endswith(("{", "[", ",", ":")) else ""
+        digits = f"9e{10**9 + len(constants)}"
+        constants[digits] = found
+        return digits
+
+    return _TOKENS.sub(mend, text)
+
+
+def _depth(text: str) -> int:
+    """How deep objects and arrays lie within each other."""
+    deepest = depth = 0
+    for sign in re.findall(r"[\[\]{}]", re.sub(r'"(?:[^"\\]|\\.)*"', "", text, flags=re.DOTALL)):
+        depth += 1 if sign in "[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _at(value: Any, path: Path) -> Any:  # noqa: ANN401 - any JSON
     for name in path:
-        if not isinstance(value, dict):
+        if not isinstance(value, _Object):
             return None
         value = value.get(name)
     return value
+
+
+def _twice(value: Any, path: Path, wanted: set[Path]) -> str | None:  # noqa: ANN401 - any JSON
+    """The first wanted key that an object on the way to a wanted value has twice."""
+    if not isinstance(value, _Object):
+        return None
+    seen: set[str] = set()
+    for key, inner in value:
+        below = (*path, key)
+        if below not in wanted:
+            continue
+        if key in seen:
+            return key
+        seen.add(key)
+        if (deeper := _twice(inner, below, wanted)) is not None:
+            return deeper
+    return None
 
 
 def _text(value: Any) -> str | None:  # noqa: ANN401 - any JSON
@@ -457,9 +582,19 @@ def _text(value: Any) -> str | None:  # noqa: ANN401 - any JSON
         return "true" if value else "false"
     if isinstance(value, str):
         return str(value)
-    return orjson.dumps(
-        value, default=lambda number: orjson.Fragment(str(number)), option=orjson.OPT_PASSTHROUGH_SUBCLASS
-    ).decode()
+    return _json_text(value)
+
+
+def _json_text(value: Any) -> str:  # noqa: ANN401 - any JSON
+    """Compact JSON, as DuckDB writes it, with numbers and equal keys as they came."""
+    if isinstance(value, _Object):
+        return "{" + ",".join(f"{_json_text(key)}:{_json_text(inner)}" for key, inner in value) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_json_text, value)) + "]"
+    if isinstance(value, _Number):
+        return str(value)
+    written = orjson.dumps(value).decode()
+    return re.sub(r"\\u00[0-9a-f]{2}", lambda escape: "\\u" + escape[0][2:].upper(), written)
 
 
 def _why_not_json(line: bytes) -> str:
@@ -477,18 +612,27 @@ def _too_long(length: int, sha256: str) -> str:
 
 
 def _layers(paths: Sequence[Path]) -> list[list[int]]:
-    """Numbers of paths, split so that within a layer no path lies above another: one query reads one tree."""
+    """Numbers of paths, split so that one query can read a layer as one tree.
+
+    Within a layer no path lies above another, and no two names of one object are equal but for case: DuckDB's structs
+    do not tell those apart.
+    """
     layers: list[list[int]] = []
     for index, path in enumerate(paths):
         for layer in layers:
-            if not any(
-                path[: len(paths[other])] == paths[other] or paths[other][: len(path)] == path for other in layer
-            ):
+            if not any(_clash(path, paths[other]) for other in layer):
                 layer.append(index)
                 break
         else:
             layers.append([index])
     return layers
+
+
+def _clash(one: Path, other: Path) -> bool:
+    for name, another in zip(one, other, strict=False):
+        if name != another:
+            return name.casefold() == another.casefold()
+    return True
 
 
 def _type_of(node: dict[str, Any]) -> str:
@@ -525,37 +669,63 @@ def _unquoted(column: pa.StringArray) -> tuple[pa.StringArray, NDArray[np.uint8]
     return text, kind
 
 
-def _doubt_numbers(
+def _suspects(lines: _Lines, max_line_bytes: int) -> NDArray[np.bool_]:
+    """Lines on which DuckDB and JSON differ, or may: they are read exactly, whatever stands beside them.
+
+    That is: a byte order mark or a form feed, which DuckDB skips; nesting that may be too deep; a line too long.
+    """
+    suspects = np.zeros(len(lines), dtype=bool)
+    for needle in SKIPPED_BY_DUCKDB:
+        suspects[lines.find(needle)] = True
+    opening = int(np.count_nonzero(lines.bytes == BRACE) + np.count_nonzero(lines.bytes == BRACKET))
+    if opening > len(lines) + MAX_DEPTH:
+        openings = np.add.reduceat((lines.bytes == BRACE) | (lines.bytes == BRACKET), lines.starts, dtype=np.int32)
+        suspects |= openings > MAX_DEPTH
+    if max_line_bytes < FAST_LINE_BYTES:
+        suspects |= lines.ends - lines.starts > max_line_bytes
+    return suspects
+
+
+def _with_numbers_as_written(
     lines: _Lines,
-    first: int,
+    rows: NDArray[np.int64],
     path: Path,
     column: pa.StringArray,
     kind: NDArray[np.uint8],
+    text: pa.StringArray,
     doubtful: NDArray[np.bool_],
-) -> None:
-    """Mark the rows whose JSON text may differ from the line's: numbers beyond integers, objects, arrays.
+) -> pa.StringArray:
+    """`text`, with every number as its line has it. Rows of which that is not certain become doubtful.
 
-    `first` is the line of row 0. A row stays unmarked when its line has the path's last key once, and behind it the
-    same bytes, or a number so short that nothing can have been lost.
+    Only numbers beyond integers, objects and arrays can differ. Where the path's last key stands once in the line and
+    the same bytes, or a plain decimal, stand behind it, that is what the line says.
     """
     unquoted = kind != QUOTE
     if column.null_count == len(column) or not unquoted.any():
-        return
+        return text
     digits = pc.fill_null(pc.ascii_is_decimal(column), _TRUE)
-    rows = np.flatnonzero(unquoted & ~np.asarray(digits))
-    values = column.take(_positions(rows))
+    at = np.flatnonzero(unquoted & ~np.asarray(digits))
+    values = column.take(_positions(at))
     inexact = np.flatnonzero(~np.asarray(pc.is_in(values, _LITERALS)))
     if not len(inexact):
-        return
-    rows = rows[inexact]
-    values = values.take(_positions(inexact))
-    starts = _values_of(lines, first + rows, path[-1])
-    found = np.flatnonzero(starts >= 0)
-    same = np.zeros(len(rows), dtype=bool)
-    found = found[~lines.escaped[first + rows[found]]]
-    at, data = starts[found], lines.bytes
-    same[found] = _same_bytes(data, at, values.take(_positions(found))) | _is_short_number(data, at)
-    doubtful[rows[~same]] = True
+        return text
+    at, values = at[inexact], values.take(_positions(inexact))
+    starts = _values_of(lines, rows[at], path[-1])
+    certain = (starts >= 0) & ~lines.escaped[rows[at]]
+    doubtful[at[~certain]] = True
+    at, starts, values = at[certain], starts[certain], values.filter(pa.array(certain))
+    different = np.flatnonzero(~_same_bytes(lines.bytes, starts, values))
+    if not len(different):
+        return text
+    at, starts = at[different], starts[different]
+    lengths = _decimal_lengths(lines.bytes, starts)
+    doubtful[at[lengths == 0]] = True
+    at, starts, lengths = at[lengths > 0], starts[lengths > 0], lengths[lengths > 0]
+    mask = np.zeros(len(text), dtype=bool)
+    mask[at] = True
+    written = pc.replace_with_mask(text, pa.array(mask), _slices(lines.bytes, starts, lengths))
+    assert isinstance(written, pa.StringArray)
+    return written
 
 
 def _values_of(lines: _Lines, rows: NDArray[np.int64], name: str) -> NDArray[np.int64]:
@@ -610,15 +780,25 @@ def _same_bytes(data: NDArray[np.uint8], starts: NDArray[np.int64], texts: pa.St
     return same
 
 
-def _is_short_number(data: NDArray[np.uint8], starts: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether at each start stands a decimal so short that a double gives its value back, and no exponent."""
-    short = np.zeros(len(starts), dtype=bool)
-    decimal = np.ones(len(starts), dtype=bool)
-    for length in range(SAFE_NUMBER_BYTES + 1):
+def _decimal_lengths(data: NDArray[np.uint8], starts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The length of the decimal at each start, 0 where none of moderate length stands there, or an exponent does."""
+    lengths = np.zeros(len(starts), dtype=np.int64)
+    open_ended = np.ones(len(starts), dtype=bool)
+    for length in range(MAX_DECIMAL_BYTES + 1):
         byte = data[np.minimum(starts + length, len(data) - 1)]
-        short |= decimal & _ENDS_VALUE[byte] & (length > 0)
-        decimal &= _IN_DECIMAL[byte]
-    return short
+        lengths[open_ended & _ENDS_VALUE[byte]] = length
+        open_ended &= _IN_DECIMAL[byte]
+        if not open_ended.any():
+            break
+    return lengths
+
+
+def _slices(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> pa.StringArray:
+    """The texts of these lengths at these starts."""
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    at = np.arange(int(offsets[-1])) + np.repeat(starts - offsets[:-1], lengths)
+    buffers = (pa.py_buffer(offsets.astype(np.int32).tobytes()), pa.py_buffer(data[at].tobytes()))
+    return pa.StringArray.from_buffers(len(starts), *buffers)
 
 
 BACKSLASH = ord("\\")
