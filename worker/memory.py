@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-ARENAS = 1
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ARENAS = 2
 _M_ARENA_MAX = -8
 """`mallopt`'s name for the number of arenas (glibc, malloc.h)."""
 
@@ -19,7 +23,15 @@ _M_ARENA_MAX = -8
 def keep_memory_small() -> None:
     """Set the allocators of this process: once, before threads are started. Harmless where there is no glibc."""
     pa.set_memory_pool(pa.system_memory_pool())
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-        if mallopt is not None:
-            mallopt(_M_ARENA_MAX, ARENAS)
+    if (mallopt := _glibc("mallopt")) is not None:
+        mallopt(_M_ARENA_MAX, ARENAS)
+
+
+def give_memory_back() -> None:
+    """Return what lies free between blocks that are in use. To be called now and then: it takes some milliseconds."""
+    if (malloc_trim := _glibc("malloc_trim")) is not None:
+        malloc_trim(0)
+
+
+def _glibc(name: str) -> Callable[..., int] | None:
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 
 GZIP_MAGIC = b"\x1f\x8b"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-INFLATE_BYTES = 1 << 20
+INFLATE_BYTES = 4 << 20
 MAX_GZIP_RATIO = 250
 """Events differ in id and time, so real exports stay far below; deflate itself can reach 1,030."""
 GZIP_RATIO_FROM_BYTES = 1 << 20
 MAX_UNPROVEN_BYTES = 1400
-"""Mixpanel compresses every body above this size, so a longer plain body without a proven end may be cut."""
+"""Mixpanel compresses every body above this size, so a longer plain body without a proven end may be cut. So may be one
+without a byte: only a proven end makes an empty day."""
 SENTINEL = b"terminated early"
 ERROR_OBJECT = re.compile(rb'\s*\{\s*"error"')
 
@@ -86,15 +87,18 @@ def read_blocks(spool: Spool, *, block_bytes: int, max_line_bytes: int) -> Itera
             yield oversized.line()
             oversized = None
             data = data[end + 1 :]
-        pending.append(data)
         pending_bytes += len(data)
         if pending_bytes < block_bytes:
+            pending.append(data)
             continue
-        joined = pending[0] if len(pending) == 1 else b"".join(pending)
-        cut = joined.rfind(b"\n") + 1
-        rest = joined[cut:]
+        cut = data.rfind(b"\n") + 1
+        if not cut:
+            # a line longer than a piece: what is whole before it must be looked for
+            data = b"".join((*pending, data))
+            pending, cut = [], data.rfind(b"\n") + 1
         if cut:
-            yield Block(joined[:cut])
+            yield Block(b"".join((*pending, memoryview(data)[:cut])))
+        rest = data[cut:]
         if len(rest) > max_line_bytes:
             oversized = _Oversized(rest)
             rest = b""
@@ -134,7 +138,7 @@ def inflate(spool: Spool) -> Iterator[bytes]:
         return
     yield head
     yield from chunks
-    if not spool.proves_end and spool.size > MAX_UNPROVEN_BYTES:
+    if not spool.proves_end and not 0 < spool.size <= MAX_UNPROVEN_BYTES:
         raise ExportBrokenError(
             f"The connection closed after {spool.size} plain bytes and nothing proves that this was all.",
             reason="unproven_end",

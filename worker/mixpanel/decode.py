@@ -128,9 +128,14 @@ class Decoder:
             },
         )
         self._hashes = self._hash_expressions()
-        self._queries = [self._sql(layer) for layer in _layers(self.paths)]
-        if len(self._queries) == 1:
-            self._queries = [f"select *, {self._hashes} from ({self._queries[0]})"]
+        queries = [self._sql(layer) for layer in _layers(self.paths)]
+        self._hashed = len(queries) == 1
+        if self._hashed:
+            queries = [f"select *, {self._hashes} from ({queries[0]})"]  # noqa: S608 - quoted above
+        # prepared once: to plan a query of many columns takes as long as to read some thousand lines
+        for number, query in enumerate(queries):
+            self._connection.execute(f"prepare read_{number} as {query}")
+        self._queries = [f"execute read_{number}" for number in range(len(queries))]
 
     def close(self) -> None:
         self._connection.close()
@@ -247,7 +252,7 @@ class Decoder:
                 for name in table.column_names:
                     whole = whole.append_column(name, table[name])
         assert whole is not None
-        return whole if len(self._queries) == 1 else self._with_hashes(whole)
+        return whole if self._hashed else self._with_hashes(whole)
 
     def _with_hashes(self, texts: pa.Table) -> pa.Table:
         self._connection.register("texts", texts)

@@ -131,8 +131,11 @@ class MixpanelExports:
         window_bytes = 0
         window_seconds = self._settings.idle_seconds
         try:
-            async with asyncio.timeout(window_seconds) as window:
+            # a server may send its headers at once and think before the first byte of the body
+            async with asyncio.timeout(self._settings.first_byte_seconds) as window:
                 async for piece in response.content.iter_any():
+                    if not spool.size and not gathered:
+                        window.reschedule(loop.time() + window_seconds)
                     gathered += piece
                     window_bytes += len(piece)
                     if window_bytes >= LEAST_BYTES_PER_WINDOW:

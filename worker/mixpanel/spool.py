@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-READ_BYTES = 1 << 18
+READ_BYTES = 1 << 19
 PROCESS_PREFIX = "worker-process-"
 
 
