@@ -64,6 +64,8 @@ def run_demo(folder: Path, events_per_day: int) -> None:
             MIXPANEL_USERNAME=DEMO_USERNAME,
             MIXPANEL_PASSWORD=DEMO_PASSWORD,
             WORKER_SPOOL=str(folder / "spool"),
+            # the simulated Mixpanel has no quota, and whoever plays with the demo should not wait for one
+            WORKER_EXPORTS_PER_HOUR="100000",
         )
         if not sys.stderr.isatty():
             os.environ.setdefault("WORKER_LOG_LEVEL", "warning")

@@ -181,8 +181,8 @@ class Pipeline:
     async def stage_day(self, plan: DayPlan, load: Load, attempt: int, exported_at: datetime) -> StagedDay:
         """Export the day of `load` once and stage what it holds.
 
-        `exported_at` is a moment not after the request. Exports follow one another in the order of the calls, while the work
-        behind them overlaps. Raises SourceError (`retry` says whether another attempt may help), RejectLimitError,
+        `exported_at` is a moment not after the request. Exports follow one another in the order of the calls, while the
+        work behind them overlaps. Raises SourceError (`retry` says whether another attempt may help), RejectLimitError,
         SinkError, ResourceError. Leaves nothing behind when it raises or is cancelled.
         """
         folder = self._settings.spool

@@ -10,6 +10,7 @@ import base64
 import contextlib
 import html
 import json
+import socket
 import ssl
 import zlib
 from datetime import UTC, datetime
@@ -44,6 +45,13 @@ ERROR_BODY_BYTES = 4096
 ERROR_TEXT_CHARACTERS = 500
 LEAST_BYTES_PER_WINDOW = 16 << 10
 """A body that brings less than this in WORKER_IDLE_SECONDS has stalled; no socket time-out sees that."""
+
+REASONS: dict[type[BaseException], str] = {
+    ConnectionRefusedError: "connection refused",
+    ConnectionResetError: "connection reset",
+    socket.gaierror: "the name is not known",
+    aiohttp.ServerDisconnectedError: "it closed the connection without an answer",
+}
 
 ADVICE = {
     400: "Check events, where and the dates of the flow.",
@@ -269,4 +277,6 @@ def _unreachable(error: BaseException, source: Source, settings: Settings) -> So
     if isinstance(error, aiohttp.ClientResponseError):
         return ExportUnavailableError(f"{host} sent an answer that is not proper HTTP.")
     # the text of an aiohttp error can hold the whole URL: only its kind is passed on
-    return ExportUnavailableError(f"{host} could not be reached ({type(error).__name__}).")
+    cause = getattr(error, "os_error", error)
+    reason = next((text for kind, text in REASONS.items() if isinstance(cause, kind)), type(error).__name__)
+    return ExportUnavailableError(f"{host} could not be reached ({reason}).")

@@ -379,8 +379,8 @@ class SqlStore:
                 raise StoreError(
                     f"The state database {self._place} has schema version {version}; this worker knows versions up to"
                     f" {len(MIGRATIONS)}.",
-                    advice="Start the newer worker that wrote it, or move the file aside and keep it: the state is then"
-                    " rebuilt from the target.",
+                    advice="Start the newer worker that wrote it, or move the file aside and keep it. "
+                    + _WITHOUT_STATE,
                 )
             for number, statements in enumerate(MIGRATIONS[version:], start=version + 1):
                 for statement in statements:
@@ -472,9 +472,11 @@ def _store_error(error: SQLAlchemyError, place: str) -> StoreError:
 def _damaged(place: str, problem: str) -> StoreError:
     return StoreError(
         f"The state file {place} is damaged: {problem}.",
-        advice="Stop the worker, move the file aside and keep it, then start again: the state is rebuilt from the"
-        " target.",
+        advice="Stop the worker, move the file aside and keep it, then start again. " + _WITHOUT_STATE,
     )
+
+
+_WITHOUT_STATE = "The tables know what they hold; give --from once, if days before the lookback are missing."
 
 
 def _upsert(connection: Connection, into: TableClause, key: ColumnElement[bool], values: dict[str, Any]) -> None:
