@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, TypeVar
@@ -18,7 +18,7 @@ import typer
 from worker.errors import ConfigurationError, WorkerError
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Coroutine, Iterator, Sequence
 
     from worker.events import Listener
     from worker.model import Run
@@ -214,27 +214,16 @@ def run(
         raise typer.Exit(EXIT_FAILED)
 
 
-class _Listening:
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+@contextmanager
+def _listening(settings: Settings) -> Iterator[Listener]:
+    """A progress bar where a person watches and asked for nothing else, log lines elsewhere."""
+    from worker.telemetry import LogListener, ProgressListener
 
-    def __enter__(self) -> Listener:
-        from worker.telemetry import LogListener, ProgressListener
-
-        terminal = sys.stderr.isatty()
-        if self._settings.log_format == "auto" and terminal:
-            self._bar: ProgressListener | None = ProgressListener().__enter__()
-            return self._bar
-        self._bar = None
-        return LogListener(self._settings, as_json=self._settings.log_format != "console")
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(None, None, None)
-
-
-def _listening(settings: Settings) -> _Listening:
-    return _Listening(settings)
+    if settings.log_format == "auto" and sys.stderr.isatty():
+        with ProgressListener() as bar:
+            yield bar
+    else:
+        yield LogListener(settings, as_json=settings.log_format != "console")
 
 
 def _print_json_runs(runs: Sequence[Run]) -> None:
@@ -254,16 +243,19 @@ def _print_run(run: Run, settings: Settings, seconds: float | None) -> None:
         ("run", f"{run.id}  {run.state}"),
         ("flow", run.flow_name),
         ("days", f"{run.first_day} to {run.last_day}: {run.days_committed} of {days} committed"),
-        ("rows in", f"{tally.input:,}"),
-        ("rows out", f"{tally.output:,}"),
-        ("deduplicated", f"{tally.deduplicated:,}"),
-        ("rejected", f"{tally.failed:,}"),
-        ("skipped", f"{tally.skipped:,}  (blank lines)"),
-        ("warnings", f"{tally.warnings:,}  (values that became null)"),
-        ("bytes", f"{run.input_bytes:,} in, {run.output_bytes:,} out"),
-        ("time", f"{seconds:.1f} s, {tally.input / max(seconds, 1e-9):,.0f} rows a second"),
-        ("table", str(settings.lake / run.dataset_id)),
     ]
+    if run.days_committed:
+        rows += [
+            ("rows in", f"{tally.input:,}"),
+            ("rows out", f"{tally.output:,}"),
+            ("deduplicated", f"{tally.deduplicated:,}"),
+            ("rejected", f"{tally.failed:,}"),
+            ("skipped", f"{tally.skipped:,}  (blank lines)"),
+            ("warnings", f"{tally.warnings:,}  (values that became null)"),
+            ("bytes", f"{run.input_bytes:,} in, {run.output_bytes:,} out"),
+            ("time", f"{seconds:.1f} s, {tally.input / max(seconds, 1e-9):,.0f} rows a second"),
+            ("table", str(settings.lake / run.dataset_id)),
+        ]
     for name, value in rows:
         print(f"{name:>13}  {value}")
     for issue in run.issues:

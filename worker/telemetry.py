@@ -10,13 +10,14 @@ from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from worker import events
+from worker.errors import InterruptedRunError
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from rich.progress import TaskID
 
-    from worker.events import Event, Listener
+    from worker.events import Event
     from worker.settings import Settings
 
 LEVELS: dict[type[Any], int] = {
@@ -32,16 +33,6 @@ NOTABLE_SECONDS = 1.0
 """A wait for the quota that is shorter happens between any two exports."""
 
 INFORMING = (events.RunStarted, events.RunEnded, events.DaySucceeded, events.DayRecovered)
-
-
-def tell(*listeners: Listener) -> Listener:
-    """One listener that tells several."""
-
-    def all_of_them(event: Event) -> None:
-        for listener in listeners:
-            listener(event)
-
-    return all_of_them
 
 
 class LogListener:
@@ -76,6 +67,9 @@ class LogListener:
         level = LEVELS.get(type(event), logging.INFO if isinstance(event, INFORMING) else logging.DEBUG)
         if isinstance(event, events.ExportWaiting) and event.seconds < NOTABLE_SECONDS:
             level = logging.DEBUG
+        if isinstance(event, events.DayFailed) and event.code == InterruptedRunError.code:
+            # its own error is told where it happened: on another day, or by a signal
+            level = logging.INFO
         if level >= self._least and level:
             method = logging.getLevelName(level).lower()
             # a log that nobody takes any more (EPIPE, a full disk) must not stop a commit
