@@ -132,10 +132,8 @@ class Decoder:
         self._hashed = len(queries) == 1
         if self._hashed:
             queries = [f"select *, {self._hashes} from ({queries[0]})"]  # noqa: S608 - quoted above
-        # prepared once: to plan a query of many columns takes as long as to read some thousand lines
-        for number, query in enumerate(queries):
-            self._connection.execute(f"prepare read_{number} as {query}")
-        self._queries = [f"execute read_{number}" for number in range(len(queries))]
+        # bound once, for that takes as long as to read some thousand lines; each look at a relation runs it anew
+        self._relations = [self._connection.sql(query) for query in queries]
 
     def close(self) -> None:
         self._connection.close()
@@ -239,9 +237,9 @@ class Decoder:
         """
         self._file.replace(data)
         whole: pa.Table | None = None
-        for query in self._queries:
+        for relation in self._relations:
             try:
-                table = self._connection.sql(query).to_arrow_table()
+                table = relation.to_arrow_table()
             except (duckdb.InvalidInputException, UnicodeDecodeError):  # its message may be cut within a character
                 return None
             if table.num_rows != count:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 RECORD = np.dtype(
     [("key0", "<u8"), ("key1", "<u8"), ("processed", "<i8"), ("content", "<u8"), ("row", "<i8")], align=False
 )
-PARTITIONS = 256
+PARTITIONS = 64
 
 
 class Deduplicator:
@@ -85,7 +85,7 @@ class Deduplicator:
                 open(self._part(part), "wb").close()  # noqa: PTH123
         records = np.concatenate(self._held) if self._held else np.empty(0, dtype=RECORD)
         self._held, self._held_records = [], 0
-        part_of = (records["key0"] >> np.uint64(56)).astype(np.uint8)
+        part_of = (records["key0"] >> np.uint64(58)).astype(np.uint8)
         order = np.argsort(part_of, kind="stable")
         bounds = np.searchsorted(part_of[order], np.arange(PARTITIONS + 1))
         for part in range(PARTITIONS):
