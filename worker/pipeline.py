@@ -88,7 +88,7 @@ class Budget:
         return cls(
             block_bytes=(8 << 20) if mebibytes >= 512 else (4 << 20),
             blocks_under_way=settings.processors + 1,
-            key_bytes=settings.max_memory_bytes * 3 // 32,
+            key_bytes=settings.max_memory_bytes // 16,
             line_bytes=settings.max_line_bytes,
         )
 
