@@ -73,6 +73,8 @@ class Interrupted(Exception):  # noqa: N818 - a request, not an error
 
 def main() -> NoReturn:
     """Entry point: turn what users do wrong into a message and an exit code, never into a stack trace."""
+    # numpy's linear algebra is not used, and its threads would only spin
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         sys.exit(_exit_code())
     finally:

@@ -7,6 +7,7 @@ import sys
 import threading
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from worker import events
@@ -39,16 +40,21 @@ class LogListener:
     """Writes each event as one line to standard error: JSON for machines, or words for people."""
 
     def __init__(self, settings: Settings, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._least = getattr(logging, settings.log_level.upper())
+        self._runs: dict[str, str] = {}
+
+    @cached_property
+    def _logger(self) -> Any:  # noqa: ANN401 - structlog's loggers are made of what they are given
+        """Made for the first line: a quiet run does without the library's start-up."""
         import structlog
 
         renderer: Any = (
             structlog.processors.JSONRenderer()
-            if as_json
+            if self._as_json
             else structlog.dev.ConsoleRenderer(pad_event_to=20, colors=sys.stderr.isatty())
         )
-        self._least = getattr(logging, settings.log_level.upper())
-        self._runs: dict[str, str] = {}
-        self._logger = structlog.wrap_logger(
+        return structlog.wrap_logger(
             structlog.PrintLogger(sys.stderr),
             processors=[
                 structlog.processors.add_log_level,
