@@ -224,8 +224,8 @@ class Decoder:
         texts = pa.StringArray.from_buffers(len(rows), pa.py_buffer(offsets.tobytes()), pa.py_buffer(joined))
         self._connection.register("lines", pa.table({"l": texts}))
         table = self._connection.sql(
-            "select coalesce(try(json_valid(l) and json_type(l) = 'OBJECT' and "
-            "coalesce(json_type(l, '/properties'), 'NULL') in ('OBJECT', 'NULL')), false) as good from lines"
+            "select coalesce(kind[1] = 'OBJECT' and coalesce(kind[2], 'NULL') in ('OBJECT', 'NULL'), false) as good "
+            "from (select try(json_type(l, ['', '/properties'])) as kind from lines)"
         ).to_arrow_table()
         self._connection.unregister("lines")
         return np.asarray(table["good"]).astype(bool)
