@@ -683,3 +683,13 @@ def test_a_full_disk_is_told_apart(tmp_path: Path) -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, usual)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_F025_as_much_of_a_long_line_is_kept_as_asked_for(tmp_path: Path) -> None:
+    line = b"x" * 3_000_000
+    with Spool(tmp_path / "export") as export:
+        export.write(line + b"\n")
+        export.finish(proves_end=True)
+        (item,) = read_blocks(export, block_bytes=1000, max_line_bytes=1000, max_raw_bytes=900_000)
+    assert isinstance(item, OversizedLine)
+    assert (item.start, item.length) == (line[:900_000], len(line))

@@ -81,6 +81,7 @@ class Budget:
     blocks_under_way: int
     key_bytes: int
     line_bytes: int
+    raw_bytes: int
 
     @classmethod
     def of(cls, settings: Settings) -> Budget:
@@ -90,6 +91,7 @@ class Budget:
             blocks_under_way=settings.processors + 1,
             key_bytes=settings.max_memory_bytes // 16,
             line_bytes=settings.max_line_bytes,
+            raw_bytes=settings.max_reject_bytes,
         )
 
 
@@ -345,7 +347,10 @@ class _DayWork:
 
         try:
             for block in read_blocks(
-                self._spool, block_bytes=self._budget.block_bytes, max_line_bytes=self._budget.line_bytes
+                self._spool,
+                block_bytes=self._budget.block_bytes,
+                max_line_bytes=self._budget.line_bytes,
+                max_raw_bytes=self._budget.raw_bytes,
             ):
                 unterminated = not isinstance(block, OversizedLine) and block.unterminated
                 while not self._blocks.acquire(blocking=not under_way):

@@ -68,10 +68,13 @@ def is_sentinel(line: bytes) -> bool:
     return isinstance(value, dict) and "error" in value and "event" not in value
 
 
-def read_blocks(spool: Spool, *, block_bytes: int, max_line_bytes: int) -> Iterator[Block | OversizedLine]:
+def read_blocks(
+    spool: Spool, *, block_bytes: int, max_line_bytes: int, max_raw_bytes: int = 1 << 16
+) -> Iterator[Block | OversizedLine]:
     """Yield the lines of the export in order, as blocks of about `block_bytes`.
 
-    Raises ExportBrokenError as soon as the body proves not to be whole.
+    Of a line that is longer than a block and `max_line_bytes` only the first `max_raw_bytes` are kept. Raises
+    ExportBrokenError as soon as the body proves not to be whole.
     """
     pending: list[bytes] = []
     pending_bytes = 0
@@ -100,7 +103,7 @@ def read_blocks(spool: Spool, *, block_bytes: int, max_line_bytes: int) -> Itera
             yield Block(b"".join((*pending, memoryview(data)[:cut])))
         rest = data[cut:]
         if len(rest) > max_line_bytes:
-            oversized = _Oversized(rest)
+            oversized = _Oversized(rest, max_raw_bytes)
             rest = b""
         pending, pending_bytes = [rest], len(rest)
     if oversized is not None:
@@ -195,17 +198,16 @@ def _trailing_text() -> ExportBrokenError:
 class _Oversized:
     """The length, hash and start of a line that is too long to keep."""
 
-    KEPT_BYTES = 1 << 16
-
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, kept_bytes: int) -> None:
+        self._kept_bytes = kept_bytes
         self._start = b""
         self._length = 0
         self._hash = hashlib.sha256()
         self.add(data)
 
     def add(self, data: bytes) -> None:
-        if len(self._start) < self.KEPT_BYTES:
-            self._start = (self._start + data)[: self.KEPT_BYTES]
+        if len(self._start) < self._kept_bytes:
+            self._start += data[: self._kept_bytes - len(self._start)]
         self._length += len(data)
         self._hash.update(data)
 

@@ -39,7 +39,6 @@ Path = tuple[str, ...]
 """Keys from the top of a line: ("event",), ("properties", "$insert_id")."""
 
 EVENT: Path = ("event",)
-PROPERTIES: Path = ("properties",)
 KEY_PATHS: tuple[Path, ...] = (
     EVENT,
     ("properties", "distinct_id"),
