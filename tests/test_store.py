@@ -1,9 +1,9 @@
-"""What every store promises: one suite for the database and for its twin in memory, and the two against each other."""
+"""What every store promises: one suite for the databases and for their twin in memory, and these against each other."""
 
 from __future__ import annotations
 
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
@@ -13,21 +13,33 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from worker.errors import StoreError
+from tests.test_store_postgres import postgres_server, postgres_state
+from worker.errors import EtagConflictError, ObjectExistsError, ObjectMissingError, StoreError
 from worker.model import Issue, Load, LoadRecord, LoadState, Receipt, Run, RunState, Secret, Tally
-from worker.store import MemoryStore, Store, StoredFlow, open_store
-from worker.store.base import CLOCK_TOLERANCE
+from worker.store import MemoryStore, RunQuery, Store, StoredFlow, StoredObject, open_store
+from worker.store.base import CLOCK_TOLERANCE, SECOND
 from worker.store.documents import decode_receipt, decode_run, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-KINDS = ("memory", "sqlite")
+KINDS = ("memory", "sqlite", "postgresql")
 NOW = datetime(2024, 3, 10, 9, 30, 0, 123456, tzinfo=UTC)
 DAY = date(2024, 3, 9)
 HOUR_SECONDS = 3600.0
+
+
+@contextmanager
+def new_state(kind: str) -> Iterator[str]:
+    """The url of an empty state database."""
+    if kind == "postgresql":
+        with postgres_state() as url:
+            yield url
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield f"sqlite:///{folder}/state.db"
 
 
 @contextmanager
@@ -36,7 +48,7 @@ def opened(kind: str) -> Iterator[Store]:
         with MemoryStore() as memory:
             yield memory
         return
-    with tempfile.TemporaryDirectory() as folder, open_store(f"sqlite:///{folder}/state.db") as database:
+    with new_state(kind) as url, open_store(url) as database:
         yield database
 
 
@@ -219,6 +231,206 @@ def test_a_record_of_another_version_is_read_without_what_is_unknown() -> None:
 def test_a_record_that_is_not_one_is_a_store_error(text: str, decode: Callable[[str], object]) -> None:
     with pytest.raises(StoreError, match="in the state database"):
         decode(text)
+
+
+# Questions about runs
+
+
+def ids(runs: list[Run]) -> list[str]:
+    return [run.id for run in runs]
+
+
+def save_six_runs(store: Store) -> None:
+    """Two flows by turns; every third has failed; 2 and 3 start at the same moment."""
+    for number, minutes in enumerate((0, 1, 2, 2, 4, 5)):
+        store.save_run(
+            run_of(
+                id=f"run-{number}",
+                flow_id="ab"[number % 2],
+                state=RunState.SUCCESS if number % 3 else RunState.FAILED,
+                started_at=NOW + timedelta(minutes=minutes),
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    ("query", "numbers"),
+    [
+        (RunQuery(), "543210"),
+        (RunQuery(newest_first=False), "012345"),
+        (RunQuery(flow_ids=("a",)), "420"),
+        (RunQuery(flow_ids=("b", "a", "missing")), "543210"),
+        (RunQuery(flow_ids=()), ""),
+        (RunQuery(states=(RunState.FAILED,)), "30"),
+        (RunQuery(states=(RunState.FAILED, RunState.SUCCESS)), "543210"),
+        (RunQuery(states=()), ""),
+        (RunQuery(states=(RunState.IN_PROGRESS,)), ""),
+        (RunQuery(started_after=NOW), "54321"),
+        (RunQuery(started_after=NOW - timedelta(microseconds=1)), "543210"),
+        (RunQuery(started_before=NOW + timedelta(minutes=2)), "10"),
+        (RunQuery(started_after=NOW, started_before=NOW + timedelta(minutes=5)), "4321"),
+        (RunQuery(started_after=NOW.astimezone(timezone(timedelta(hours=-7)))), "54321"),
+        (RunQuery(flow_ids=("b",), states=(RunState.SUCCESS,), started_after=NOW + timedelta(minutes=1)), "5"),
+        (RunQuery(after="run-3"), "210"),
+        (RunQuery(after="run-2", newest_first=False), "345"),
+        (RunQuery(after="run-0"), ""),
+        (RunQuery(after="missing"), ""),
+        (RunQuery(after="missing", newest_first=False), ""),
+        (RunQuery(flow_ids=("a",), after="run-3"), "20"),
+        (RunQuery(started_before=NOW + timedelta(minutes=2), after="run-4"), "10"),
+    ],
+)
+def test_runs_are_found_by_all_that_is_asked(store: Store, query: RunQuery, numbers: str) -> None:
+    save_six_runs(store)
+    expected = [f"run-{number}" for number in numbers]
+    assert ids(store.find_runs(query, 10)) == expected
+    assert ids(store.find_runs(query, 2)) == expected[:2]
+    assert store.find_runs(query, 0) == []
+    everything = store.find_runs(replace(query, after=None), 10)
+    assert store.count_runs(query) == len(everything)
+
+
+@pytest.mark.parametrize("newest_first", [True, False])
+def test_pages_neither_skip_nor_repeat_a_run_while_others_are_added_and_change(
+    store: Store, newest_first: bool
+) -> None:
+    save_six_runs(store)
+    query = RunQuery(newest_first=newest_first)
+    before = ids(store.find_runs(query, 10))
+    seen: list[str] = []
+    while page := store.find_runs(replace(query, after=seen[-1] if seen else None), 2):
+        seen += ids(page)
+        # one at the end that has been read, one whose start is that of the run at the border
+        read_end = page[0].started_at + timedelta(days=1 if newest_first else -1)
+        store.save_run(run_of(id=f"added-{len(seen)}", started_at=read_end))
+        store.save_run(replace(page[-1], state=RunState.FAILED, days_committed=9))
+    assert seen == before
+
+
+def test_a_question_that_the_run_behind_which_it_goes_on_no_longer_meets_is_answered(store: Store) -> None:
+    save_six_runs(store)
+    query = RunQuery(states=(RunState.SUCCESS,))
+    first = store.find_runs(query, 1)
+    store.save_run(replace(first[0], state=RunState.FAILED))
+    assert ids(store.find_runs(replace(query, after=first[0].id), 10)) == ["run-4", "run-2", "run-1"]
+
+
+# Objects
+
+LATER = NOW + timedelta(seconds=1)
+
+
+def test_an_object_is_created_found_replaced_and_deleted(store: Store) -> None:
+    assert store.object("flows", "a") is None
+    created = store.create_object("flows", "a", {"name": "Ωmega", "days": [1, {"x": None}]}, b"\x00\xff", NOW)
+    assert created == StoredObject(
+        "flows", "a", {"name": "Ωmega", "days": [1, {"x": None}]}, b"\x00\xff", created.etag, NOW, NOW
+    )
+    assert store.object("flows", "a") == created
+    replaced = store.replace_object("flows", "a", {}, None, LATER, etag=created.etag)
+    assert replaced == StoredObject("flows", "a", {}, None, replaced.etag, NOW, LATER)
+    assert replaced.etag != created.etag
+    assert store.object("flows", "a") == replaced
+    assert store.delete_object("flows", "a")
+    assert not store.delete_object("flows", "a")
+    assert store.object("flows", "a") is None
+    again = store.create_object("flows", "a", {}, b"", LATER)
+    assert again.etag not in (created.etag, replaced.etag)
+    assert store.object("flows", "a") == again
+
+
+def test_objects_of_a_kind_come_oldest_first(store: Store) -> None:
+    for name, age in (("c", 2), ("b", 3), ("d", 1), ("a", 2)):
+        store.create_object("flows", name, {"name": name}, None, NOW - timedelta(seconds=age))
+    store.create_object("connections", "z", {}, None, NOW)
+    store.replace_object("flows", "b", {"name": "new"}, None, LATER, etag=None)
+    assert [item.id for item in store.objects("flows")] == ["b", "a", "c", "d"]
+    assert store.objects("flows")[0].document == {"name": "new"}
+    assert store.objects("missing") == []
+
+
+def test_an_object_is_of_its_kind(store: Store) -> None:
+    one = store.create_object("flows", "a", {"kind": 1}, None, NOW)
+    other = store.create_object("connections", "a", {"kind": 2}, None, NOW)
+    assert store.delete_object("flows", "a")
+    assert store.object("connections", "a") == other
+    assert one.etag != other.etag
+
+
+def test_what_cannot_be_done_to_an_object_changes_nothing(store: Store) -> None:
+    with pytest.raises(ObjectMissingError):
+        store.replace_object("flows", "a", {}, None, NOW, etag=None)
+    assert store.objects("flows") == []
+    created = store.create_object("flows", "a", {"name": "A"}, b"s", NOW)
+    with pytest.raises(ObjectExistsError):
+        store.create_object("flows", "a", {}, None, LATER)
+    with pytest.raises(EtagConflictError):
+        store.replace_object("flows", "a", {}, None, LATER, etag="stale")
+    with pytest.raises(EtagConflictError):
+        store.replace_object("flows", "a", {}, None, LATER, etag="")
+    with pytest.raises(TypeError):
+        store.replace_object("flows", "a", {"password": Secret("geheim")}, None, LATER, etag=created.etag)
+    with pytest.raises(AssertionError):
+        store.replace_object("flows", "a", {}, None, NOW.replace(tzinfo=None), etag=created.etag)
+    assert store.object("flows", "a") == created
+
+
+def test_an_etag_is_good_for_one_change_and_none_takes_any(store: Store) -> None:
+    etag = store.create_object("flows", "a", {}, None, NOW).etag
+    store.replace_object("flows", "a", {}, None, NOW, etag=etag)
+    with pytest.raises(EtagConflictError):
+        store.replace_object("flows", "a", {}, None, NOW, etag=etag)
+    etags = {store.replace_object("flows", "a", {}, None, NOW, etag=None).etag for _ in range(5)}
+    assert len(etags - {etag}) == 5
+
+
+def test_nobody_changes_an_object_by_changing_what_was_given_or_got(store: Store) -> None:
+    document: dict[str, Any] = {"events": ["Sign up"]}
+    created = store.create_object("flows", "a", document, None, NOW)
+    document["events"].append("Log in")
+    created.document["events"].append("Log out")
+    for found in (store.object("flows", "a"), store.objects("flows")[0]):
+        assert found is not None
+        assert found.document == {"events": ["Sign up"]}
+        found.document["events"].clear()
+    assert store.objects("flows")[0].document == {"events": ["Sign up"]}
+
+
+# Leases
+
+
+def test_a_lease_is_held_by_one_until_it_runs_out_or_is_given_back(store: Store) -> None:
+    assert store.take_lease("flow", "one", NOW, 30)
+    assert not store.take_lease("flow", "other", NOW, 30)
+    assert store.take_lease("another flow", "other", NOW, 30)
+    assert not store.take_lease("flow", "other", NOW + timedelta(seconds=29.999999), 30)
+    assert store.take_lease("flow", "other", NOW + timedelta(seconds=30), 30)
+    assert not store.take_lease("flow", "one", NOW + timedelta(seconds=30), 30)
+    store.release_lease("flow", "one")
+    assert not store.take_lease("flow", "one", NOW + timedelta(seconds=30), 30)
+    store.release_lease("flow", "other")
+    assert store.take_lease("flow", "one", NOW + timedelta(seconds=30), 30)
+
+
+def test_a_lease_is_renewed_by_its_holder_and_may_be_shortened(store: Store) -> None:
+    assert store.take_lease("flow", "one", NOW, 30)
+    assert store.take_lease("flow", "one", NOW + timedelta(seconds=20), 30)
+    assert not store.take_lease("flow", "other", NOW + timedelta(seconds=40), 30)
+    assert store.take_lease("flow", "one", NOW + timedelta(seconds=40), 1)
+    assert store.take_lease("flow", "other", NOW + timedelta(seconds=41), 30)
+
+
+def test_f059_a_lease_of_a_clock_that_stepped_back_is_free_in_an_hour_at_most(store: Store) -> None:
+    assert store.take_lease("flow", "one", NOW + timedelta(hours=1), 30)
+    assert not store.take_lease("flow", "other", NOW, 30)
+    assert store.take_lease("flow", "other", NOW - timedelta(microseconds=1), 30)
+
+
+def test_a_lease_that_nobody_holds_is_released_without_a_word(store: Store) -> None:
+    store.release_lease("flow", "one")
+    assert store.take_lease("flow", "one", NOW, 30)
+    store.release_lease("flow", "one")
+    store.release_lease("flow", "one")
 
 
 # Loads
@@ -478,15 +690,19 @@ def outcome(call: Callable[[], object]) -> object:
 class Twins(RuleBasedStateMachine):
     """Whatever is done to both stores, they answer alike, and generations strictly grow."""
 
+    kind = "sqlite"
     loads = Bundle("loads")
+    etags = Bundle("etags")
+    kinds = st.sampled_from(["flows", "connections"])
+    object_ids = st.sampled_from(["a", "B", "é"])
     flow_ids = st.sampled_from(["flow", "other"])
     days = st.sampled_from([DAY, DAY + timedelta(days=1)])
     projects = st.sampled_from(["p", "q"])
 
     @initialize()
     def begin(self) -> None:
-        self.folder = tempfile.TemporaryDirectory()
-        self.url = f"sqlite:///{self.folder.name}/state.db"
+        self.closing = ExitStack()
+        self.url = self.closing.enter_context(new_state(self.kind))
         self.memory = MemoryStore()
         self.database = open_store(self.url)
         self.now = NOW
@@ -495,7 +711,7 @@ class Twins(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.database.close()
-        self.folder.cleanup()
+        self.closing.close()
 
     def both(self, call: Callable[[Store], object]) -> Any:
         one, other = outcome(lambda: call(self.memory)), outcome(lambda: call(self.database))
@@ -552,6 +768,56 @@ class Twins(RuleBasedStateMachine):
         self.both(lambda store: store.save_run(run_of(id=run_id, flow_name=flow_name, started_at=self.now)))
         self.both(lambda store: [store.run("2"), store.runs(None, 2), store.runs("A", 3)])
 
+    @rule(
+        run_id=st.sampled_from(["é", "Z", "a", "_"]), flow_id=flow_ids, state=st.sampled_from(RunState), data=st.data()
+    )
+    def save_and_find_runs(self, run_id: str, flow_id: str, state: RunState, data: st.DataObject) -> None:
+        self.both(lambda store: store.save_run(run_of(id=run_id, flow_id=flow_id, state=state, started_at=self.now)))
+        moments_about_now = st.none() | st.integers(-4000, 4000).map(lambda seconds: self.now + seconds * SECOND)
+        query = data.draw(
+            st.builds(
+                RunQuery,
+                flow_ids=st.none() | st.lists(self.flow_ids, max_size=2).map(tuple),
+                states=st.none() | st.lists(st.sampled_from(RunState), max_size=2).map(tuple),
+                started_after=moments_about_now,
+                started_before=moments_about_now,
+                newest_first=st.booleans(),
+                after=st.none() | st.sampled_from(["1", "2", "é", "Z", "missing"]),
+            )
+        )
+        self.both(lambda store: [store.count_runs(query), store.find_runs(query, 2), store.find_runs(query, 20)])
+
+    @rule(target=etags, kind=kinds, object_id=object_ids, sealed=st.none() | st.binary(max_size=3))
+    def create_object(self, kind: str, object_id: str, sealed: bytes | None) -> str:
+        return self.changed(lambda store: store.create_object(kind, object_id, {"id": object_id}, sealed, self.now))
+
+    @rule(target=etags, kind=kinds, object_id=object_ids, etag=st.none() | etags)
+    def replace_object(self, kind: str, object_id: str, etag: str | None) -> str:
+        document = {"number": self.count}
+        return self.changed(lambda store: store.replace_object(kind, object_id, document, None, self.now, etag=etag))
+
+    def changed(self, change: Callable[[Store], StoredObject]) -> str:
+        self.count += 1
+        with patch("worker.store.base.uuid4", return_value=f"etag-{self.count:03}"):
+            found = self.both(change)
+        return found.etag if isinstance(found, StoredObject) else "none"
+
+    @rule(kind=kinds, object_id=object_ids)
+    def delete_object(self, kind: str, object_id: str) -> None:
+        self.both(lambda store: store.delete_object(kind, object_id))
+
+    @rule(kind=kinds, object_id=object_ids)
+    def look_at_objects(self, kind: str, object_id: str) -> None:
+        self.both(lambda store: [store.object(kind, object_id), *store.objects(kind)])
+
+    @rule(name=flow_ids, holder=st.sampled_from(["one", "other"]), seconds=st.sampled_from([0.5, 30, 7000]))
+    def take_lease(self, name: str, holder: str, seconds: float) -> None:
+        self.both(lambda store: store.take_lease(name, holder, self.now, seconds))
+
+    @rule(name=flow_ids, holder=st.sampled_from(["one", "other"]))
+    def release_lease(self, name: str, holder: str) -> None:
+        self.both(lambda store: store.release_lease(name, holder))
+
     @rule(project_id=projects, times=st.integers(1, 4))
     def reserve_request(self, project_id: str, times: int) -> None:
         for _ in range(times):
@@ -562,5 +828,12 @@ class Twins(RuleBasedStateMachine):
         self.both(lambda store: store.hold_requests(project_id, self.now + timedelta(seconds=seconds)))
 
 
-TestTwins = Twins.TestCase
-TestTwins.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+class PostgresTwins(Twins):
+    kind = "postgresql"
+
+
+@pytest.mark.parametrize("machine", [Twins, PostgresTwins])
+def test_whatever_is_done_to_two_stores_they_answer_alike(machine: type[Twins]) -> None:
+    if machine is PostgresTwins:
+        postgres_server()
+    run_state_machine_as_test(machine, settings=settings(max_examples=50, stateful_step_count=40, deadline=None))

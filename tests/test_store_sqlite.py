@@ -9,7 +9,6 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -19,7 +18,8 @@ import pytest
 
 from worker.errors import ConfigurationError, StoreError
 from worker.model import LoadState, Receipt, Run, RunState, Tally
-from worker.store import SqlStore, open_store, sql
+from worker.store import RunQuery, SqlStore, open_store, schema, sqlite
+from worker.store.documents import encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,7 +88,8 @@ def test_a_relative_path_is_relative_to_where_the_store_was_opened(
 @pytest.mark.parametrize(
     "url",
     [
-        "postgresql://worker:geheim@host/state",
+        "mysql://worker:geheim@host/state",
+        "postgresql+asyncpg://worker:geheim@host/state",
         "sqlite+aiosqlite:///a.db",
         "sqlite://",
         "sqlite:///:memory:",
@@ -100,7 +101,7 @@ def test_a_relative_path_is_relative_to_where_the_store_was_opened(
         "postgresql://worker:geheim@host:port/state",
     ],
 )
-def test_a_url_that_names_no_sqlite_file_is_a_configuration_error_without_its_password(url: str) -> None:
+def test_a_url_that_names_no_database_is_a_configuration_error_without_its_password(url: str) -> None:
     with pytest.raises(ConfigurationError, match=r"sqlite:///file\.db") as caught:
         open_store(url)
     assert "geheim" not in str(caught.value)
@@ -118,7 +119,7 @@ def test_f127_a_setting_that_is_not_taken_is_an_error() -> None:
         closing(sqlite3.connect(":memory:")) as connection,
         pytest.raises(StoreError, match="does not take journal_mode = DELETE: it stays memory"),
     ):
-        sql._set_up(connection, Path("state.db"))
+        sqlite._set_up(connection, Path("state.db"))
 
 
 def test_f128_a_file_in_wal_mode_is_brought_back(file: Path) -> None:
@@ -155,7 +156,10 @@ def test_requests_that_no_longer_count_are_deleted(file: Path) -> None:
 def test_the_tables_have_the_columns_that_the_statements_name(file: Path) -> None:
     open_store(url_of(file)).close()
     with closing(sqlite3.connect(file)) as connection:
-        for table in (sql._VERSIONS, sql._FLOWS, sql._RUNS, sql._LOADS, sql._REQUESTS, sql._HOLDS):
+        for table in (
+            *(schema.VERSIONS, schema.FLOWS, schema.RUNS, schema.OBJECTS),
+            *(schema.LEASES, schema.LOADS, schema.REQUESTS, schema.HOLDS),
+        ):
             found = [row[1] for row in connection.execute(f"PRAGMA table_info({table.name})")]
             assert found == table.c.keys()
 
@@ -163,13 +167,14 @@ def test_the_tables_have_the_columns_that_the_statements_name(file: Path) -> Non
 def test_f133_a_migration_that_breaks_off_leaves_the_version_before_it(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    first, second = schema.MIGRATIONS[0], ("CREATE TABLE extra (a TEXT)", "ALTER TABLE flows ADD COLUMN note TEXT")
+    monkeypatch.setattr(schema, "MIGRATIONS", (first,))
     with open_store(url_of(file)) as store:
         store.save_flow("a", "A", {})
-    first, second = sql.MIGRATIONS[0], ("CREATE TABLE extra (a TEXT)", "ALTER TABLE flows ADD COLUMN note TEXT")
-    monkeypatch.setattr(sql, "MIGRATIONS", (first, (*second, "CREATE TABLE flows (a TEXT)")))
+    monkeypatch.setattr(schema, "MIGRATIONS", (first, (*second, "CREATE TABLE flows (a TEXT)")))
     with pytest.raises(StoreError, match="already exists"):
         open_store(url_of(file))
-    monkeypatch.setattr(sql, "MIGRATIONS", (first, second))
+    monkeypatch.setattr(schema, "MIGRATIONS", (first, second))
     for _ in range(2):
         open_store(url_of(file)).close()
     with closing(sqlite3.connect(file)) as connection:
@@ -177,12 +182,100 @@ def test_f133_a_migration_that_breaks_off_leaves_the_version_before_it(
         assert connection.execute("SELECT name, note FROM flows").fetchall() == [("A", None)]
 
 
+FIRST_SCHEMA = """
+    CREATE TABLE worker_schema (version INTEGER NOT NULL PRIMARY KEY);
+    CREATE TABLE flows (flow_id TEXT NOT NULL PRIMARY KEY, name TEXT NOT NULL, definition TEXT NOT NULL);
+    CREATE TABLE runs (
+        run_id TEXT NOT NULL PRIMARY KEY,
+        flow_id TEXT NOT NULL,
+        flow_name TEXT NOT NULL,
+        state TEXT NOT NULL,
+        started_at TEXT NOT NULL,
+        document TEXT NOT NULL
+    );
+    CREATE INDEX runs_by_start ON runs (started_at);
+    CREATE INDEX runs_of_flow_by_start ON runs (flow_name, started_at);
+    CREATE TABLE loads (
+        batch_id TEXT NOT NULL PRIMARY KEY,
+        flow_id TEXT NOT NULL,
+        day TEXT NOT NULL,
+        generation BIGINT NOT NULL,
+        run_id TEXT NOT NULL,
+        started_at TEXT NOT NULL,
+        state TEXT NOT NULL CHECK (state IN ('started', 'committing', 'succeeded', 'failed')),
+        receipt TEXT,
+        error_code TEXT,
+        error_message TEXT,
+        CHECK ((state = 'succeeded') = (receipt IS NOT NULL))
+    );
+    CREATE INDEX loads_of_day ON loads (flow_id, day, generation);
+    CREATE INDEX loads_of_flow_by_state ON loads (flow_id, state);
+    CREATE TABLE requests (project_id TEXT NOT NULL, asked_at TEXT NOT NULL);
+    CREATE INDEX requests_of_project ON requests (project_id, asked_at);
+    CREATE TABLE request_holds (project_id TEXT NOT NULL PRIMARY KEY, held_until TEXT NOT NULL);
+    INSERT INTO worker_schema VALUES (1);
+"""
+
+
+def test_a_file_of_the_first_schema_is_taken_over_with_all_it_holds(file: Path) -> None:
+    run = Run("run", "flow", "Flow", "events", RunState.FAILED, NOW, DAY, DAY, NOW, NOW, error_code="A")
+    receipt = Receipt("flow", DAY, 3, "BATCH", "run", NOW, NOW, Tally(input=2, output=2))
+    moment = "2024-03-10T09:30:00.000000+00:00"
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.executescript(FIRST_SCHEMA)
+        connection.execute("INSERT INTO flows VALUES ('flow', 'Flow', '{\"days\": [1]}')")
+        connection.execute(
+            "INSERT INTO runs VALUES ('run', 'flow', 'Flow', 'failed', ?, ?)",
+            (moment, encode(run)),
+        )
+        connection.execute(
+            "INSERT INTO loads VALUES ('BATCH', 'flow', '2024-03-09', 3, 'run', ?, 'succeeded', ?, NULL, NULL)",
+            (moment, encode(receipt)),
+        )
+        connection.execute(
+            "INSERT INTO loads VALUES ('OPEN', 'flow', '2024-03-09', 4, 'run', ?, 'started', NULL, NULL, NULL)",
+            (moment,),
+        )
+        connection.execute("INSERT INTO requests VALUES ('p', ?)", (moment,))
+        connection.execute("INSERT INTO request_holds VALUES ('q', '2024-03-10T09:31:00.000000+00:00')")
+    for _ in range(2):
+        with open_store(url_of(file)) as store:
+            assert [(flow.flow_id, flow.name, flow.definition) for flow in store.flows()] == [
+                ("flow", "Flow", {"days": [1]})
+            ]
+            assert store.run("run") == run
+            assert store.runs("Flow", 10) == store.find_runs(RunQuery(flow_ids=("flow",)), 10) == [run]
+            assert store.succeeded_receipts("flow") == {DAY: receipt}
+            assert [record.load.batch_id for record in store.open_loads("flow")] == ["OPEN"]
+            assert store.reserve_request("p", NOW + timedelta(minutes=1), 1, 1) == 3540.0
+            assert store.reserve_request("q", NOW, 60, 3) == 60.0
+            assert store.objects("flows") == []
+    with open_store(url_of(file)) as store:
+        assert store.begin_load("flow", DAY, "run", NOW, 0).generation == 5
+    with closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert connection.execute("SELECT version FROM worker_schema").fetchall() == [(1,), (2,)]
+
+
+def test_a_file_of_the_first_schema_ends_with_the_tables_and_indexes_of_a_new_one(file: Path) -> None:
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.executescript(FIRST_SCHEMA)
+    new = file.with_name("new.db")
+    found = []
+    for path in (file, new):
+        open_store(url_of(path)).close()
+        with closing(sqlite3.connect(path)) as connection:
+            names = connection.execute("SELECT type, name FROM sqlite_master ORDER BY 1, 2").fetchall()
+        found.append(names)
+    assert found[0] == found[1]
+
+
 def test_f134_a_newer_schema_is_refused_and_left_alone(file: Path) -> None:
     open_store(url_of(file)).close()
     with closing(sqlite3.connect(file)) as connection, connection:
         connection.execute("INSERT INTO worker_schema VALUES (99)")
     before = file.read_bytes()
-    with pytest.raises(StoreError, match=r"schema version 99; this worker knows versions up to 1.*newer worker"):
+    with pytest.raises(StoreError, match=r"schema version 99; this worker knows versions up to 2\. Update the worker"):
         open_store(url_of(file))
     assert file.read_bytes() == before
 
@@ -220,6 +313,8 @@ def test_f130_a_flipped_byte_is_never_more_than_a_store_error(file: Path) -> Non
         fill(store, 3)
         store.save_flow("flow", "Flow", {"a": 1})
         store.save_run(Run("run", "flow", "Flow", "events", RunState.SUCCESS, NOW, DAY, DAY, NOW, NOW))
+        store.create_object("flows", "flow", {"a": 1}, b"sealed", NOW)
+        store.take_lease("flow", "one", NOW, 30)
         store.reserve_request("p", NOW, 60, 3)
         store.hold_requests("p", NOW)
     whole = file.read_bytes()
@@ -234,6 +329,9 @@ def test_f130_a_flipped_byte_is_never_more_than_a_store_error(file: Path) -> Non
             with open_store(url_of(file)) as store:
                 store.flows()
                 store.runs(None, 10)
+                store.find_runs(RunQuery(flow_ids=("flow",)), 10)
+                store.objects("flows")
+                store.take_lease("flow", "other", NOW, 30)
                 store.newest_load("flow", DAY)
                 store.open_loads("flow")
                 store.succeeded_receipts("flow")
@@ -302,7 +400,7 @@ def test_a_file_that_is_moved_away_is_a_store_error(file: Path) -> None:
 
 def test_a_connection_never_creates_a_file_with_another_mode(file: Path) -> None:
     with pytest.raises(sqlite3.OperationalError):
-        sql._connect(file)
+        sqlite._connect(file)
     assert not file.exists()
 
 
@@ -310,7 +408,7 @@ def test_a_connection_never_creates_a_file_with_another_mode(file: Path) -> None
 
 
 def test_f126_a_lock_that_stays_is_a_store_error(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sql, "_BUSY_TIMEOUT_SECONDS", 0.01)
+    monkeypatch.setattr(sqlite, "_BUSY_TIMEOUT_SECONDS", 0.01)
     with open_store(url_of(file)) as store:
         with closing(sqlite3.connect(file, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
@@ -323,34 +421,11 @@ def test_f126_a_lock_that_stays_is_a_store_error(file: Path, monkeypatch: pytest
 def test_f126_a_connection_that_does_not_come_free_is_a_store_error(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sql, "_BUSY_TIMEOUT_SECONDS", 0.01)
+    monkeypatch.setattr(sqlite, "_BUSY_TIMEOUT_SECONDS", 0.01)
     with open_store(url_of(file)) as store:
         with store._writer.connect(), pytest.raises(StoreError, match="in use"):
             store.flows()
         assert store.flows() == []
-
-
-def test_f126_threads_get_distinct_generations(file: Path) -> None:
-    with open_store(url_of(file)) as one, open_store(url_of(file)) as other, ThreadPoolExecutor(8) as pool:
-        jobs = [pool.submit(store.begin_load, "flow", DAY, "r", NOW, 0) for store in (one, other) for _ in range(40)]
-        assert sorted(job.result().generation for job in jobs) == list(range(1, 81))
-
-
-def test_f126_processes_get_distinct_generations_and_share_the_limits(file: Path) -> None:
-    body = """
-now = datetime(2024, 3, 10, tzinfo=UTC)
-with open_store(sys.argv[1]) as store:
-    for _ in range(60):
-        print("generation", store.begin_load("flow", date(2024, 3, 9), "run", now, 0).generation)
-        print("hour", store.reserve_request("p", now, 20, 1000))
-        print("second", store.reserve_request("q", now, 60, 3))
-"""
-    processes = [script(body, url_of(file)) for _ in range(2)]
-    lines = [line for process in processes for line in process.communicate(timeout=60)[0].splitlines()]
-    assert [process.returncode for process in processes] == [0, 0]
-    assert sorted(int(line.split()[1]) for line in lines if line.startswith("generation")) == list(range(1, 121))
-    assert (lines.count("hour 0.0"), lines.count("hour 3600.0")) == (20, 100)
-    assert (lines.count("second 0.0"), lines.count("second 1.0")) == (3, 117)
 
 
 def test_a_killed_process_leaves_all_that_it_was_told_is_written(file: Path) -> None:

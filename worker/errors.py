@@ -15,6 +15,9 @@ WorkerError
 │   ├── StaleGenerationError  a later attempt has committed this day
 │   └── CommitUnknownError    the answer to a commit is lost: ask the sink
 ├── StoreError                the state database is broken, newer than this worker, or full
+│   ├── ObjectExistsError     an object of the API is there already
+│   ├── ObjectMissingError    or it is not
+│   └── EtagConflictError     or somebody else has changed it
 ├── ResourceError             disk or memory is not enough
 └── InterruptedRunError       Ctrl-C or SIGTERM
 """
@@ -142,6 +145,18 @@ class StoreError(WorkerError):
     """The state database cannot be used."""
 
     code = "STATE-1000-500"
+
+
+class ObjectExistsError(StoreError):
+    """There is an object of this kind and id."""
+
+
+class ObjectMissingError(StoreError):
+    """There is no object of this kind and id."""
+
+
+class EtagConflictError(StoreError):
+    """The object was changed by somebody else since it was read."""
 
 
 class ResourceError(WorkerError):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
+from uuid import uuid4
 
 from ulid import ULID
 
-from worker.errors import StoreError
+from worker.errors import EtagConflictError, ObjectExistsError, ObjectMissingError, StoreError
 from worker.model import Load, LoadRecord, LoadState
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from worker.model import Receipt, Run
+    from worker.model import Receipt, Run, RunState
 
 HOUR = timedelta(hours=1)
 SECOND = timedelta(seconds=1)
@@ -45,12 +46,45 @@ class StoredFlow:
     definition: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An object of the API: a connection, a flow, a mapping set and so on.
+
+    `kind` is the name of its collection (`connections`, `sourceConnections`, …). `document` is JSON without secrets;
+    these are in `sealed`, encrypted, or there are none. `etag` is another one after every change.
+    """
+
+    kind: str
+    id: str
+    document: Mapping[str, Any]
+    sealed: bytes | None
+    etag: str
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class RunQuery:
+    """Which runs: a run has to meet all that is not None. Bounds are exclusive.
+
+    Newest start first, or oldest first; `after` is the id of the run behind which the answer goes on.
+    """
+
+    flow_ids: tuple[str, ...] | None = None
+    states: tuple[RunState, ...] | None = None
+    started_after: datetime | None = None
+    started_before: datetime | None = None
+    newest_first: bool = True
+    after: str | None = None
+
+
 class Store(Protocol):
     """What the worker remembers between runs.
 
     Every method is one short transaction, safe to call from any thread, and durable when it returns. Several processes
     may use one database. Every datetime given is aware; every datetime returned is in UTC, exact to the microsecond.
-    Texts are valid Unicode. A database that cannot be used raises `StoreError`.
+    Texts are valid Unicode; ids and names are without U+0000, which PostgreSQL does not hold. A database that cannot be
+    used raises `StoreError`; a change that was under way may then have been made or not.
     """
 
     def save_flow(self, flow_id: str, name: str, definition: Mapping[str, Any]) -> None:
@@ -70,6 +104,54 @@ class Store(Protocol):
 
     def runs(self, flow_name: str | None, limit: int) -> list[Run]:
         """At most `limit` runs, newest start first; of one flow, or of all (None)."""
+
+    def find_runs(self, query: RunQuery, limit: int) -> list[Run]:
+        """At most `limit` of these runs, in order; of one start, by id. A `query.after` that is no run gives none.
+
+        Going on behind the last run of an answer neither skips nor repeats one, whatever runs are added meanwhile.
+        """
+
+    def count_runs(self, query: RunQuery) -> int:
+        """How many runs there are, `after` left aside."""
+
+    def create_object(
+        self, kind: str, object_id: str, document: Mapping[str, Any], sealed: bytes | None, now: datetime
+    ) -> StoredObject:
+        """Add an object. Raises ObjectExistsError when there is one of this kind and id."""
+
+    def object(self, kind: str, object_id: str) -> StoredObject | None:
+        """The object, or None."""
+
+    def objects(self, kind: str) -> list[StoredObject]:
+        """All objects of a kind, oldest first; of one age, by id."""
+
+    def replace_object(
+        self,
+        kind: str,
+        object_id: str,
+        document: Mapping[str, Any],
+        sealed: bytes | None,
+        now: datetime,
+        *,
+        etag: str | None,
+    ) -> StoredObject:
+        """Change an object as a whole. Of callers with one etag one wins, the others get EtagConflictError.
+
+        None for `etag` takes any. Raises ObjectMissingError.
+        """
+
+    def delete_object(self, kind: str, object_id: str) -> bool:
+        """Remove an object; whether there was one."""
+
+    def take_lease(self, name: str, holder: str, now: datetime, seconds: float) -> bool:
+        """Hold `name` until `seconds` from `now`: free, run out, or held by `holder` already. False: another has it.
+
+        A lease that ends further ahead than an hour and `seconds` was written by a clock that stepped back: it has
+        run out.
+        """
+
+    def release_lease(self, name: str, holder: str) -> None:
+        """Give `name` back, if `holder` has it."""
 
     def begin_load(self, flow_id: str, day: date, run_id: str, now: datetime, after_generation: int) -> Load:
         """Start the next attempt at a day: STARTED is durable before this returns.
@@ -139,14 +221,13 @@ class Store(Protocol):
 
 def next_load(flow_id: str, day: date, run_id: str, now: datetime, *, newest_generation: int) -> Load:
     """The attempt that follows the newest one, with a new batch id."""
-    assert now.utcoffset() is not None, "a time without a zone is not a moment"
     return Load(
         flow_id=flow_id,
         day=day,
         generation=newest_generation + 1,
         batch_id=str(ULID.from_datetime(now)),
         run_id=run_id,
-        started_at=now.astimezone(UTC),
+        started_at=_in_utc(now),
     )
 
 
@@ -172,6 +253,9 @@ def changed_load(
         raise StoreError(f"The load {load.batch_id} of {load.day} was given the receipt of {receipt.batch_id}.")
     if state != LoadState.FAILED and (error_code is not None or error_message is not None):
         raise StoreError(f"The load {load.batch_id} of {load.day} has an error although it has not failed.")
+    if error_message is not None:
+        # what a server said may hold a character that PostgreSQL does not
+        error_message = error_message.replace("\0", "\N{REPLACEMENT CHARACTER}")
     return LoadRecord(load, state, receipt, error_code, error_message)
 
 
@@ -190,6 +274,54 @@ def adopted_load(known: LoadRecord | None, receipt: Receipt) -> LoadRecord:
 
 def _key(item: Load | Receipt) -> tuple[str, date, int, str, str]:
     return item.flow_id, item.day, item.generation, item.batch_id, item.run_id
+
+
+def created_object(
+    known: StoredObject | None,
+    kind: str,
+    object_id: str,
+    document: Mapping[str, Any],
+    sealed: bytes | None,
+    now: datetime,
+) -> StoredObject:
+    """What `create_object` has to write where it found `known`."""
+    if known is not None:
+        raise ObjectExistsError(f"There is an object {object_id} in {kind} already.")
+    created_at = _in_utc(now)
+    return StoredObject(kind, object_id, document, sealed, str(uuid4()), created_at, created_at)
+
+
+def replaced_object(
+    known: StoredObject | None,
+    kind: str,
+    object_id: str,
+    document: Mapping[str, Any],
+    sealed: bytes | None,
+    now: datetime,
+    *,
+    etag: str | None,
+) -> StoredObject:
+    """What `replace_object` has to write over `known`."""
+    if known is None:
+        raise ObjectMissingError(f"There is no object {object_id} in {kind}.")
+    if etag not in (None, known.etag):
+        raise EtagConflictError(f"The object {object_id} in {kind} has changed: it is not at {etag} any more.")
+    return StoredObject(kind, object_id, document, sealed, str(uuid4()), known.created_at, _in_utc(now))
+
+
+def lease_end(known: tuple[str, datetime] | None, holder: str, now: datetime, seconds: float) -> datetime | None:
+    """Until when `holder` gets a lease that is held as `known` (by whom, until when) says; None: not at all."""
+    end = _in_utc(now) + timedelta(seconds=seconds)
+    if known is None:
+        return end
+    held_by, held_until = known
+    is_free = held_by == holder or held_until <= now or held_until > end + HOUR
+    return end if is_free else None
+
+
+def _in_utc(moment: datetime) -> datetime:
+    assert moment.utcoffset() is not None, "a time without a zone is not a moment"
+    return moment.astimezone(UTC)
 
 
 def seconds_to_wait(

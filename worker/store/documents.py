@@ -47,10 +47,12 @@ def encode(value: object) -> str:
     return orjson.dumps(value, default=_encode_other, option=orjson.OPT_PASSTHROUGH_DATETIME).decode()
 
 
-def decode_definition(text: str) -> dict[str, Any]:
-    """The definition of a flow."""
-    definition: dict[str, Any] = _parse(text)
-    return definition
+def decode_document(text: str) -> dict[str, Any]:
+    """The JSON object that `encode` wrote: the definition of a flow, the document of an object."""
+    document = _parse(text)
+    if not isinstance(document, dict):
+        raise StoreError("A record in the state database is not a JSON object.")
+    return document
 
 
 def decode_run(text: str) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,13 @@ from worker.store.base import (
     StoredFlow,
     adopted_load,
     changed_load,
+    created_object,
+    lease_end,
     next_load,
+    replaced_object,
     seconds_to_wait,
 )
-from worker.store.documents import decode_definition, decode_run, encode
+from worker.store.documents import decode_document, decode_run, encode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,18 +29,22 @@ if TYPE_CHECKING:
     from typing import Self
 
     from worker.model import Load, Receipt, Run
+    from worker.store.base import RunQuery, StoredObject
 
 
 class MemoryStore:
     """The twin of `SqlStore` without a database; the contract is that of `Store`, but for durability.
 
-    Flows and runs are kept as the documents that a database would hold, so that what cannot be stored fails here too.
+    Flows, runs and objects are kept as the documents that a database would hold, so that what cannot be stored fails
+    here too.
     """
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._flows: dict[str, tuple[str, str]] = {}
         self._runs: dict[str, str] = {}
+        self._objects: dict[tuple[str, str], StoredObject] = {}
+        self._leases: dict[str, tuple[str, datetime]] = {}
         self._loads: dict[str, LoadRecord] = {}
         self._requests: list[tuple[str, datetime]] = []
         self._held_until: dict[str, datetime] = {}
@@ -50,7 +58,7 @@ class MemoryStore:
 
     def flows(self) -> list[StoredFlow]:
         with self._lock:
-            found = [StoredFlow(key, name, decode_definition(text)) for key, (name, text) in self._flows.items()]
+            found = [StoredFlow(key, name, decode_document(text)) for key, (name, text) in self._flows.items()]
         return sorted(found, key=lambda flow: (flow.name, flow.flow_id))
 
     def save_run(self, run: Run) -> None:
@@ -67,6 +75,70 @@ class MemoryStore:
             found = [decode_run(text) for text in self._runs.values()]
         found = [run for run in found if flow_name in (None, run.flow_name)]
         return sorted(found, key=lambda run: (run.started_at, run.id), reverse=True)[:limit]
+
+    def find_runs(self, query: RunQuery, limit: int) -> list[Run]:
+        with self._lock:
+            every = [decode_run(text) for text in self._runs.values()]
+        found = [run for run in every if _meets(run, query)]
+        if query.after is not None:
+            anchor = next((_place(run) for run in every if run.id == query.after), None)
+            found = [] if anchor is None else [run for run in found if _is_behind(_place(run), anchor, query)]
+        return sorted(found, key=_place, reverse=query.newest_first)[:limit]
+
+    def count_runs(self, query: RunQuery) -> int:
+        with self._lock:
+            return sum(_meets(decode_run(text), query) for text in self._runs.values())
+
+    def create_object(
+        self, kind: str, object_id: str, document: Mapping[str, Any], sealed: bytes | None, now: datetime
+    ) -> StoredObject:
+        with self._lock:
+            known = self._objects.get((kind, object_id))
+            created = _copy(created_object(known, kind, object_id, document, sealed, now))
+            self._objects[kind, object_id] = created
+            return _copy(created)
+
+    def object(self, kind: str, object_id: str) -> StoredObject | None:
+        with self._lock:
+            found = self._objects.get((kind, object_id))
+            return None if found is None else _copy(found)
+
+    def objects(self, kind: str) -> list[StoredObject]:
+        with self._lock:
+            found = [_copy(item) for item in self._objects.values() if item.kind == kind]
+        return sorted(found, key=lambda item: (item.created_at, item.id))
+
+    def replace_object(
+        self,
+        kind: str,
+        object_id: str,
+        document: Mapping[str, Any],
+        sealed: bytes | None,
+        now: datetime,
+        *,
+        etag: str | None,
+    ) -> StoredObject:
+        with self._lock:
+            known = self._objects.get((kind, object_id))
+            replaced = _copy(replaced_object(known, kind, object_id, document, sealed, now, etag=etag))
+            self._objects[kind, object_id] = replaced
+            return _copy(replaced)
+
+    def delete_object(self, kind: str, object_id: str) -> bool:
+        with self._lock:
+            return self._objects.pop((kind, object_id), None) is not None
+
+    def take_lease(self, name: str, holder: str, now: datetime, seconds: float) -> bool:
+        with self._lock:
+            end = lease_end(self._leases.get(name), holder, now, seconds)
+            if end is not None:
+                self._leases[name] = (holder, end)
+            return end is not None
+
+    def release_lease(self, name: str, holder: str) -> None:
+        with self._lock:
+            if name in self._leases and self._leases[name][0] == holder:
+                del self._leases[name]
 
     def begin_load(self, flow_id: str, day: date, run_id: str, now: datetime, after_generation: int) -> Load:
         with self._lock:
@@ -155,3 +227,25 @@ class MemoryStore:
 
 def _age(record: LoadRecord) -> tuple[int, bool, str]:
     return record.load.generation, record.receipt is not None, record.load.batch_id
+
+
+def _place(run: Run) -> tuple[datetime, str]:
+    return run.started_at, run.id
+
+
+def _is_behind(place: tuple[datetime, str], anchor: tuple[datetime, str], query: RunQuery) -> bool:
+    return place < anchor if query.newest_first else place > anchor
+
+
+def _meets(run: Run, query: RunQuery) -> bool:
+    return (
+        (query.flow_ids is None or run.flow_id in query.flow_ids)
+        and (query.states is None or run.state in query.states)
+        and (query.started_after is None or run.started_at > query.started_after)
+        and (query.started_before is None or run.started_at < query.started_before)
+    )
+
+
+def _copy(item: StoredObject) -> StoredObject:
+    # through the text that a database would hold, so that nobody changes what another one has
+    return replace(item, document=decode_document(encode(item.document)))
