@@ -200,6 +200,10 @@ class RecordedSink:
         self._effects.check()
         return self._sink.landed(table_name, flow_id, day)
 
+    def receipts(self, table_name: str, flow_id: str) -> list[Receipt]:
+        self._effects.check()
+        return self._sink.receipts(table_name, flow_id)
+
 
 class MemoryExports:
     """Exports out of a dictionary: each answer of a day is given once, the last one for ever; an error is raised."""

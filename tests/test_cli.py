@@ -21,11 +21,14 @@ from urllib.error import HTTPError
 from urllib.parse import quote
 
 import pytest
+from deltalake import DeltaTable
 
 from tests.support import DAYS, FLOW_FILE, PASSWORD, body_of, lake_rows, rows_of
 from worker.cli import main
 from worker.mixpanel.simulator import DEMO_PASSWORD, DEMO_PROJECT_ID, DEMO_USERNAME, Simulator, SimulatorThread
 from worker.mixpanel.synthetic import iter_lines
+from worker.model import flow_id_of
+from worker.store import open_store
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -35,7 +38,7 @@ ROOT = Path(__file__).parent.parent
 TWO = DAYS[:2]
 FIRST, SECOND = TWO
 ONCE = ("run", "flow.json", "--once", "--from", str(FIRST), "--to", str(SECOND))
-COMMANDS = ("run", "runs", "validate", "preview", "query", "simulate")
+COMMANDS = ("run", "runs", "recover", "validate", "preview", "query", "simulate")
 
 
 @dataclass(frozen=True)
@@ -708,3 +711,42 @@ def test_f89_log_that_nobody_reads_stops_no_run(cli: Cli) -> None:
     assert process.returncode == 0
     assert json.loads(output)["items"][0]["metrics"]["statusSummary"]["status"] == "success"
     assert cli.days() == {day: rows_of(day, "v1") for day in TWO}
+
+
+# A lost state database
+
+
+@pytest.mark.parametrize("cleaned", [False, True])
+def test_a_lost_state_database_is_rebuilt_from_the_tables(cli: Cli, *, cleaned: bool) -> None:
+    assert cli(*ONCE).code == 0
+    state = cli.folder / "worker.db"
+    with open_store(f"sqlite:///{state}") as store:
+        known = store.succeeded_receipts(flow_id_of("Flow"))
+    before = cli.days()
+    for file in cli.folder.glob("worker.db*"):
+        file.unlink()
+    if cleaned:
+        # somebody has removed what the table's log told of the commits
+        table = DeltaTable(str(cli.folder / "lake" / "events"))
+        table.create_checkpoint()
+        for file in sorted((cli.folder / "lake" / "events" / "_delta_log").glob("*.json"))[:-1]:
+            file.unlink()
+    ended = cli("recover", "flow.json")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out == f"Flow: 2 days, {FIRST} to {SECOND}, 40 rows\n"
+    with open_store(f"sqlite:///{state}") as store:
+        found = store.succeeded_receipts(flow_id_of("Flow"))
+    assert list(found) == list(known)
+    assert [receipt.generation for receipt in found.values()] == [receipt.generation for receipt in known.values()]
+    if not cleaned:
+        assert found == known
+    assert cli("recover", "flow.json").out == ended.out
+    cli.put("v2")
+    assert cli(*ONCE).code == 0
+    assert {day: sum(rows.values()) for day, rows in cli.days().items()} == {
+        day: sum(rows.values()) for day, rows in before.items()
+    }
+
+
+def test_recover_with_nothing_to_recover(cli: Cli) -> None:
+    assert cli("recover", "flow.json").out == "Flow: 0 days, 0 rows\n"

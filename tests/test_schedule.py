@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -11,7 +12,16 @@ from hypothesis import strategies as st
 
 from worker.errors import ConfigurationError
 from worker.mixpanel.calendar import day_bounds, day_exists, existing_days
-from worker.schedule import DuePlan, complete_until, days_due, is_complete
+from worker.model import Run, RunState, Schedule
+from worker.schedule import (
+    DuePlan,
+    complete_until,
+    days_due,
+    is_complete,
+    is_due,
+    newest_slot,
+    scheduled_days,
+)
 
 UTC_ZONE = ZoneInfo("UTC")
 PACIFIC = ZoneInfo("America/Los_Angeles")
@@ -163,3 +173,70 @@ def test_runs_at_any_times_leave_no_day_behind(
             assert all(day in plan.days or is_complete(day, receipts[day], zone) for day in over)
         receipts.update(dict.fromkeys(plan.days, now))
         now += timedelta(hours=hours)
+
+
+# Slots
+
+
+START = int(datetime(2021, 6, 30, 8, 1, 27, tzinfo=UTC).timestamp())
+
+
+@pytest.mark.parametrize(
+    ("frequency", "interval", "seconds"),
+    [("minute", 15, 900), ("hour", 1, 3600), ("day", 1, 86_400), ("week", 2, 1_209_600)],
+)
+def test_slots_lie_an_interval_apart_from_the_start_on(frequency: Any, interval: int, seconds: int) -> None:
+    schedule = Schedule(START, frequency, interval)
+    start = datetime.fromtimestamp(START, UTC)
+    for after, slot in [(0, 0), (1, 0), (seconds - 1, 0), (seconds, seconds), (10 * seconds + 5, 10 * seconds)]:
+        assert newest_slot(schedule, start + timedelta(seconds=after)) == start + timedelta(seconds=slot)
+    assert newest_slot(schedule, start - timedelta(seconds=1)) is None
+
+
+def ended_run(started_at: datetime, state: RunState = RunState.SUCCESS) -> Run:
+    return Run(
+        id="run",
+        flow_id="flow",
+        flow_name="Flow",
+        dataset_id="events",
+        state=state,
+        started_at=started_at,
+        first_day=date(2024, 3, 1),
+        last_day=date(2024, 3, 1),
+        window_start=started_at,
+        window_end=started_at,
+        completed_at=started_at + timedelta(minutes=1),
+    )
+
+
+def test_a_flow_that_runs_once_is_due_once() -> None:
+    schedule = Schedule(START, "once")
+    start = datetime.fromtimestamp(START, UTC)
+    assert not is_due(schedule, None, start - timedelta(seconds=1))
+    assert is_due(schedule, None, start + timedelta(days=900))
+    assert not is_due(schedule, ended_run(start), start + timedelta(days=900))
+    assert is_due(schedule, ended_run(start, RunState.FAILED), start + timedelta(days=900))
+
+
+def test_F059_a_clock_that_steps_back_does_not_repeat_a_slot_and_locks_nobody_out() -> None:
+    schedule = Schedule(START, "hour", 1)
+    now = datetime.fromtimestamp(START, UTC) + timedelta(days=100)
+    assert not is_due(schedule, ended_run(now + timedelta(hours=2)), now)
+    assert is_due(schedule, ended_run(now + timedelta(days=400)), now)
+
+
+def test_a_day_is_exported_a_last_time_when_its_lookback_is_over() -> None:
+    zone = ZoneInfo("UTC")
+    now = datetime(2024, 3, 20, 12, tzinfo=UTC)
+    receipts = {
+        date(2024, 3, 1): datetime(2024, 3, 6, 0, tzinfo=UTC),
+        date(2024, 3, 2): datetime(2024, 3, 6, 23, tzinfo=UTC),
+        date(2024, 3, 3): datetime(2024, 3, 6, 23, tzinfo=UTC),
+        date(2024, 3, 4): datetime(2024, 3, 6, 23, tzinfo=UTC),
+        date(2024, 3, 5): datetime(2024, 3, 6, 23, tzinfo=UTC),
+        date(2024, 3, 6): datetime(2024, 3, 6, 23, tzinfo=UTC),
+    }
+    days = scheduled_days(zone, now, receipts, lookback_days=5, schedule=None)
+    assert days == tuple(date(2024, 3, day) for day in range(2, 21))
+    done = {day: now - timedelta(hours=1) for day in days} | {date(2024, 3, 1): receipts[date(2024, 3, 1)]}
+    assert scheduled_days(zone, now, done, lookback_days=5, schedule=None) == (date(2024, 3, 20),)

@@ -20,7 +20,7 @@ from worker.errors import ConfigurationError, WorkerError
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator, Sequence
 
-    from worker.events import Listener
+    from worker.events import Event, Listener
     from worker.model import Run
     from worker.service import Planned, PreparedFlow
     from worker.settings import Settings
@@ -174,25 +174,48 @@ def _run_interruptibly(work: Coroutine[Any, Any, Result]) -> Result:
 
 @app.command()
 def run(
-    flows: Annotated[list[Path], typer.Argument(help="Flow files, YAML or JSON.", show_default=False)],
+    flows: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Flow files, YAML or JSON; for the service also folders of them.", show_default=False),
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Run each flow once and end.")] = False,
     first: Annotated[str | None, typer.Option("--from", metavar="YYYY-MM-DD", help="First project day.")] = None,
     last: Annotated[str | None, typer.Option("--to", metavar="YYYY-MM-DD", help="Last project day, inclusive.")] = None,
     as_json: JsonOption = False,
     lake: LakeOption = None,
     state: StateOption = None,
+    metrics_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--metrics-file", help="With --once: write Prometheus metrics there at the end.", show_default=False
+        ),
+    ] = None,
+    http: Annotated[
+        str | None, typer.Option("--http", metavar="HOST:PORT", help="Where the service listens (WORKER_HTTP).")
+    ] = None,
 ) -> None:
-    """Export, map and load days of Mixpanel events.
+    """Export, map and load days of Mixpanel events: once, or as a service for as long as it lives.
 
-    Without --from and --to: the days since the flow's last complete day, today included, and the lookback before it.
-    A day is replaced as a whole, so any day may be run again. Exit codes: 0 every day committed, 1 a run failed,
-    2 the command or a flow file is wrong and nothing was started, 130 and 143 interrupted by Ctrl-C and SIGTERM.
+    The service applies the flow files, runs flows as their schedules ask, and answers Adobe's Flow Service API.
+
+    With --once and without --from and --to: the days since the flow's last complete day, today included, and the
+    lookback before it. A day is replaced as a whole, so any day may be run again. Exit codes: 0 every day committed,
+    1 a run failed, 2 the command or a flow file is wrong and nothing was started, 130 and 143 interrupted by Ctrl-C
+    and SIGTERM; 0 for a service that SIGTERM has ended.
     """
+    settings = _settings(lake, state, WORKER_HTTP=http)
+    if not once:
+        once_only = {"--from": first, "--to": last, "--json": as_json, "--metrics-file": metrics_file}
+        for option, given in once_only.items():
+            if given:
+                raise ConfigurationError(f"{option} goes with --once.")
+        _serve(settings, flows or [])
+        return
+
     from worker.service import failed_runs, prepare_flow, run_once
 
-    if not once:
-        raise ConfigurationError("The scheduled service is not here yet.", advice="Add --once to run each flow once.")
-    settings = _settings(lake, state)
+    if not flows:
+        raise ConfigurationError("No flow file was given.", advice="Name one: mixpanel-worker run FLOW.yaml --once")
     prepared = [prepare_flow(path, os.environ, settings) for path in flows]
     first_day, last_day = _day(first, "--from"), _day(last, "--to")
 
@@ -201,7 +224,7 @@ def run(
             _say(f"Left out: {plan.not_begun[0]} to {plan.not_begun[1]}, which have not begun.")
 
     started = time.monotonic()
-    with _listening(settings) as listener:
+    with _listening(settings) as shown, _measuring(metrics_file, shown) as listener:
         runs = _run_interruptibly(
             run_once(prepared, settings, listener, first=first_day, last=last_day, on_planned=on_planned)
         )
@@ -214,6 +237,43 @@ def run(
         _say(f"Error: {record.flow_name}: {record.error_message}")
     if failed_runs(runs):
         raise typer.Exit(EXIT_FAILED)
+
+
+def _serve(settings: Settings, paths: list[Path]) -> None:
+    from worker.daemon import serve
+    from worker.telemetry import LogListener
+
+    as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
+    listener = LogListener(settings, as_json=as_json)
+
+    def on_ready(url: str) -> None:
+        _say(f"Serving at {url}" + ("" if settings.api_clients else ", open to everybody on this machine"))
+
+    try:
+        _run_interruptibly(serve(settings, paths, os.environ, listener, on_ready=on_ready))
+    except Interrupted as interrupted:
+        if interrupted.signal_number != signal.SIGTERM:
+            raise
+
+
+@contextmanager
+def _measuring(path: Path | None, listener: Listener) -> Iterator[Listener]:
+    """A listener that counts as well, and leaves the metrics at `path` however the runs end."""
+    if path is None:
+        yield listener
+        return
+    from worker.metrics import Metrics
+
+    metrics = Metrics()
+
+    def both(event: Event) -> None:
+        metrics(event)
+        listener(event)
+
+    try:
+        yield both
+    finally:
+        metrics.write_file(path)
 
 
 @contextmanager
@@ -289,6 +349,27 @@ def runs(
         )
         if record.error_message:
             print(f"{'':19}  {record.error_message}")
+
+
+@app.command()
+def recover(
+    flows: Annotated[list[Path], typer.Argument(help="Flow files, YAML or JSON.", show_default=False)],
+    lake: LakeOption = None,
+    state: StateOption = None,
+) -> None:
+    """Rebuild a lost state database from the tables: which days are complete, and since when.
+
+    Changes no table, and may be repeated. Afterwards a run without --from goes on where the last one ended.
+    """
+    from worker.service import prepare_flow
+    from worker.service import recover as recover_state
+
+    settings = _settings(lake, state)
+    prepared = [prepare_flow(path, os.environ, settings) for path in flows]
+    for name, receipts in recover_state(prepared, settings).items():
+        days = f", {receipts[0].day} to {receipts[-1].day}" if receipts else ""
+        rows = sum(receipt.tally.output for receipt in receipts)
+        print(f"{name}: {len(receipts)} days{days}, {rows:,} rows")
 
 
 @app.command()

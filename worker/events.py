@@ -117,6 +117,14 @@ class DayLeftOut:
     day: date
 
 
+@dataclass(frozen=True, slots=True)
+class ServiceTrouble:
+    """Something of the long-running service failed and is tried again by itself; no run knows of it."""
+
+    flow_id: str | None
+    message: str
+
+
 Event = (
     RunStarted
     | RunEnded
@@ -133,6 +141,7 @@ Event = (
     | DayFailed
     | DayRecovered
     | DayLeftOut
+    | ServiceTrouble
 )
 Listener = Callable[[Event], None]
 """Called from any thread; must not block and must not raise."""

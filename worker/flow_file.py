@@ -703,4 +703,4 @@ def _read_schedule(flow: _Section) -> Schedule | None:
         params.problem("interval", f"is missing; how often, counted in frequency {frequency}")
     if start_time is None or frequency is None:
         return None
-    return Schedule(start_time, cast("Frequency", frequency), interval, True if backfill is None else backfill)
+    return Schedule(start_time, cast("Frequency", frequency), interval, backfill)

@@ -100,12 +100,16 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """`scheduleParams` of a flow (Flow Service): start in epoch seconds, the interval counted in `frequency`."""
+    """`scheduleParams` of a flow (Flow Service): start in epoch seconds, the interval counted in `frequency`.
+
+    `backfill` says what the first run covers: True from the day of the start on, False nothing before that day and
+    nothing before the lookback, None (not given) the lookback.
+    """
 
     start_time: int
     frequency: Literal["once", "minute", "hour", "day", "week"]
     interval: int | None = None
-    backfill: bool = True
+    backfill: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

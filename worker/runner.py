@@ -48,6 +48,8 @@ Result = TypeVar("Result")
 
 FIRST_RETRY_SECONDS = 1.0
 KEPT_ISSUES = 100
+QUEUED = "queued"
+"""In `Run.extra`: the run was asked for and has not begun."""
 SETTLED_RUNS = 100
 """How far back a run looks for runs of its flow whose process died: each of them has looked too."""
 
@@ -58,13 +60,17 @@ def now_utc() -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """A flow, compiled, and the days to run, ascending, all of which exist in `zone`."""
+    """A flow, compiled, and the days to run, ascending, all of which exist in `zone`.
+
+    `run_id` is that of a run that was asked for and waits in the store, None for a new one.
+    """
 
     flow: Flow
     mapper: Mapper
     days: tuple[date, ...]
     zone: tzinfo
     window: tuple[datetime, datetime]
+    run_id: str | None = None
 
 
 class PacedExports:
@@ -165,7 +171,7 @@ class Runner:
         """
         flow = request.flow
         run = Run(
-            id=str(uuid4()),
+            id=request.run_id or str(uuid4()),
             flow_id=flow.id,
             flow_name=flow.name,
             dataset_id=flow.target.dataset_id,
@@ -251,7 +257,7 @@ class Runner:
         dead = [run for run in self._store.runs(flow.name, SETTLED_RUNS) if run.state is RunState.IN_PROGRESS]
         receipts = self._store.succeeded_receipts(flow.id).values() if dead else ()
         for run in dead:
-            if run.id == run_id:
+            if run.id == run_id or run.extra.get(QUEUED):
                 continue
             counted = _Progress(_uncounted(run))
             for receipt in receipts:

@@ -8,13 +8,88 @@ from typing import TYPE_CHECKING, Final
 
 from worker.errors import ConfigurationError
 from worker.mixpanel.calendar import day_bounds, existing_days, today
+from worker.model import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from zoneinfo import ZoneInfo
 
+    from worker.model import Run, Schedule
+
 EARLIEST_DAY: Final = date(1970, 1, 2)
 """The first day that begins after 1970-01-01T00:00Z everywhere: event times are seconds since then."""
+
+UNIT_SECONDS: Final = {"minute": 60, "hour": 3600, "day": 86_400, "week": 604_800}
+FAILED_RETRY: Final = timedelta(hours=1)
+"""A run that failed is tried again so long after its end, if its schedule does not ask for one before."""
+CLOCK_STEP: Final = timedelta(days=1)
+"""A run that began so far in the future was given its time by a clock that has been set right since."""
+
+
+def newest_slot(schedule: Schedule, now: datetime) -> datetime | None:
+    """The newest moment up to `now` at which the schedule asks for a run, None before its start.
+
+    Slots lie `interval` units apart from `startTime` on, in seconds: a day is 86,400 of them.
+    """
+    start = datetime.fromtimestamp(schedule.start_time, UTC)
+    if now < start:
+        return None
+    if schedule.frequency == "once":
+        return start
+    seconds = UNIT_SECONDS[schedule.frequency] * (schedule.interval or 1)
+    return start + timedelta(seconds=int((now - start).total_seconds()) // seconds * seconds)
+
+
+def is_due(schedule: Schedule, newest: Run | None, now: datetime) -> bool:
+    """Whether a run is to be started: the newest slot is later than the start of the flow's `newest` run.
+
+    Slots that were missed count as one, for a run covers all days since the last complete one. A failed run is due
+    again after FAILED_RETRY.
+    """
+    slot = newest_slot(schedule, now)
+    if slot is None:
+        return False
+    if newest is None:
+        return True
+    if newest.started_at > now + CLOCK_STEP or slot > newest.started_at:
+        return True
+    ended = newest.completed_at
+    return newest.state is RunState.FAILED and ended is not None and now >= ended + FAILED_RETRY
+
+
+def scheduled_days(
+    zone: ZoneInfo,
+    now: datetime,
+    receipts: Mapping[date, datetime],
+    *,
+    lookback_days: int,
+    schedule: Schedule | None,
+) -> tuple[date, ...]:
+    """The days that a scheduled run at `now` covers, oldest first: those since the last complete day, today included.
+
+    Events arrive late, so a day is exported again once a project day until `lookback_days` after it. Where nothing ran
+    meanwhile, that is made up for: the last export of a day is not earlier than that. `receipts` says when the
+    committed export of each day was begun.
+    """
+    current = today(zone, now)
+    earliest = current - timedelta(days=lookback_days)
+    start_day = None
+    if schedule is not None and schedule.backfill is not None:
+        start_day = today(zone, datetime.fromtimestamp(schedule.start_time, UTC))
+    complete = complete_until(receipts, zone)
+    if complete is not None:
+        first = complete + timedelta(days=1)
+    elif start_day is None or start_day > current:
+        first = earliest
+    else:
+        first = start_day if schedule is not None and schedule.backfill else max(start_day, earliest)
+    midnight = day_bounds(current, zone)[0]
+    late = [
+        day
+        for day, exported_at in sorted(receipts.items())
+        if day < first and exported_at < min(midnight, day_bounds(day + timedelta(days=lookback_days), zone)[0])
+    ]
+    return (*late, *existing_days(min(first, current), current, zone))
 
 
 @dataclass(frozen=True, slots=True)

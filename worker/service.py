@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from worker.events import Listener
     from worker.mapping.mapper import Mapper
     from worker.mixpanel.export import Exports
-    from worker.model import Run
+    from worker.model import Receipt, Run, Source
     from worker.settings import Settings
     from worker.store import Store
 
@@ -172,6 +172,27 @@ def _check_datasets(prepared: Sequence[PreparedFlow]) -> None:
         datasets[dataset] = name
 
 
+def recover(prepared: Sequence[PreparedFlow], settings: Settings) -> dict[str, list[Receipt]]:
+    """Write into the state what the tables say of each flow's days; give the receipts, by the name of the flow.
+
+    Changes no table. What the state knows already stays, for the target is right. Raises SinkError, StoreError.
+    """
+    from worker.sinks import open_sink
+    from worker.store import open_store
+
+    _check_datasets(prepared)
+    found: dict[str, list[Receipt]] = {}
+    with open_store(settings.state) as store:
+        for one in prepared:
+            flow = one.flow
+            store.save_flow(flow.id, flow.name, one.definition)
+            receipts = open_sink(flow.target.format, str(settings.lake)).receipts(flow.target.dataset_id, flow.id)
+            for receipt in receipts:
+                store.adopt(receipt)
+            found[flow.name] = receipts
+    return found
+
+
 def failed_runs(runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if run.state is RunState.FAILED]
 
@@ -220,17 +241,43 @@ async def preview(prepared: PreparedFlow, settings: Settings, *, day: date | Non
         own = replace(settings, spool=stack.enter_context(own_spool(settings.spool)))
         exports = await stack.enter_async_context(MixpanelExports(own))
         paced = PacedExports(exports, own, store, lambda event: None, flow.id)
-        for candidate in reversed(plan.days):
-            try:
-                head = await _head(paced, flow, candidate, own, rows)
-            except DayNotBegunError:
-                continue
-            if head.strip():
-                return _preview(prepared, own, candidate, head, rows)
+        found = await first_lines(paced, flow.source, plan.days, own, rows)
+        if found is not None:
+            return _preview(prepared, own, *found, rows)
     return Preview(plan.days[-1], {"format": "hierarchical", "schema": {"type": "object"}, "data": []}, [], [], [])
 
 
-async def _head(exports: Exports, flow: Flow, day: date, settings: Settings, rows: int) -> bytes:
+async def first_lines(
+    exports: Exports, source: Source, days: Sequence[date], settings: Settings, rows: int
+) -> tuple[date, bytes] | None:
+    """The newest of these days that has events, and its first `rows` lines or more; None when none has.
+
+    It takes one request of the quota a day that is tried. Raises SourceError.
+    """
+    for day in reversed(days):
+        try:
+            head = await _head(exports, source, day, settings, rows)
+        except DayNotBegunError:
+            continue
+        if head.strip():
+            return day, head
+    return None
+
+
+def explored(head: bytes, rows: int) -> dict[str, Any]:
+    """What Adobe's explore call shows of the first `rows` lines: fields with types, and the events."""
+    from worker.mixpanel.body import BYTE_ORDER_MARK
+    from worker.mixpanel.explore import explore_document
+
+    lines = [line for line in head.removeprefix(BYTE_ORDER_MARK).split(b"\n")[:rows] if line.strip()]
+    records = []
+    for line in lines:
+        with suppress(ValueError):
+            records.append(_record(line))
+    return explore_document(records)
+
+
+async def _head(exports: Exports, source: Source, day: date, settings: Settings, rows: int) -> bytes:
     """The first lines of a day, whole; the rest of the export is not waited for."""
     from worker.mixpanel.body import inflate
     from worker.mixpanel.spool import ExportAbandonedError, Spool
@@ -250,7 +297,7 @@ async def _head(exports: Exports, flow: Flow, day: date, settings: Settings, row
             return bytes(head), True
 
         reading = asyncio.create_task(asyncio.to_thread(read))
-        fetching = asyncio.ensure_future(exports.fetch(flow.source, day, spool, lambda size: None))
+        fetching = asyncio.ensure_future(exports.fetch(source, day, spool, lambda size: None))
         try:
             await asyncio.wait({reading, fetching}, return_when=asyncio.FIRST_COMPLETED)
             if fetching.done() and isinstance(error := fetching.exception(), Exception):

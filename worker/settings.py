@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from worker.errors import ConfigurationError
+from worker.model import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "json", "console"]
 
 HTTPS_PORT: Final = 443
+SHORTEST_SECRET: Final = 16
 
 _PREFIX = "WORKER_"
 _MIB = 1024 * 1024
@@ -102,9 +104,15 @@ def _folder(text: str) -> Path:
     return Path(text)
 
 
+def _file(text: str) -> Path:
+    return Path(text)
+
+
 def _database_url(text: str) -> str:
     if not re.match(r"[a-z][a-z0-9+]*://", text):
-        raise ValueError("it takes a database URL such as sqlite:///./worker.db")
+        raise ValueError(
+            "it takes a database URL such as sqlite:///./worker.db or postgresql://user:password@host/database"
+        )
     return text
 
 
@@ -114,6 +122,29 @@ def _export_hosts(text: str) -> frozenset[str]:
         host, port = split_authority(entry)
         hosts.add(host if port in {None, HTTPS_PORT} else f"{host}:{port}")
     return frozenset(hosts)
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, port = split_authority(text)
+    if port is None:
+        raise ValueError("it takes host:port")
+    return host.strip("[]"), port
+
+
+def _clients(text: str) -> tuple[tuple[str, Secret], ...]:
+    clients = []
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        name, separator, secret = entry.partition(":")
+        if not separator or not name or len(secret) < SHORTEST_SECRET:
+            raise ValueError(f"it takes id:secret with a secret of at least {SHORTEST_SECRET} characters")
+        clients.append((name, Secret(secret)))
+    return tuple(clients)
+
+
+def _yes_or_no(text: str) -> bool:
+    if text.lower() not in {"yes", "no"}:
+        raise ValueError("it takes yes or no")
+    return text.lower() == "yes"
 
 
 def _usable_processors() -> int:
@@ -143,6 +174,13 @@ class Settings:
     processors: int
     log_level: LogLevel
     log_format: LogFormat
+    http: tuple[str, int]
+    tick_seconds: float
+    lease_seconds: float
+    flows_at_once: int
+    key_file: Path | None
+    api_clients: tuple[tuple[str, Secret], ...]
+    tls_proxy: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +208,7 @@ SETTINGS: Final = (
         "WORKER_STATE",
         "sqlite:///./worker.db",
         "URL",
-        "the state database: runs, loads, and how much of the export quota is used up",
+        "the state database, or postgresql://… for several replicas: runs, loads, the used-up quota",
         _database_url,
     ),
     Setting(
@@ -241,6 +279,38 @@ SETTINGS: Final = (
         "",
         "json, console, or auto: console on a terminal, else json",
         _choice("auto", "json", "console"),
+    ),
+    Setting("WORKER_HTTP", "127.0.0.1:8080", "host:port", "where the service listens", _address),
+    Setting("WORKER_TICK_SECONDS", "5", "seconds", "between two looks at what is due", _seconds),
+    Setting(
+        "WORKER_LEASE_SECONDS",
+        "30",
+        "seconds",
+        "after which another replica takes the flows over of one that is dead or paused",
+        _seconds,
+    ),
+    Setting("WORKER_FLOWS_AT_ONCE", "2", "flows", "how many the service runs at a time", _whole_number(1)),
+    Setting(
+        "WORKER_KEY_FILE",
+        "<state>.key on loopback",
+        "file",
+        "the key that credentials given by API are encrypted with",
+        _file,
+        lambda: None,
+    ),
+    Setting(
+        "WORKER_API_CLIENTS",
+        "",
+        "id:secret",
+        "who may use the API, with commas between; needed beyond loopback",
+        _clients,
+    ),
+    Setting(
+        "WORKER_TLS_PROXY",
+        "no",
+        "",
+        "yes: beyond loopback a proxy in front speaks TLS; the service listens there only then",
+        _yes_or_no,
     ),
 )
 

@@ -27,6 +27,7 @@ LEVELS: dict[type[Any], int] = {
     events.ExportWaiting: logging.INFO,
     events.DayFailed: logging.ERROR,
     events.DayLeftOut: logging.WARNING,
+    events.ServiceTrouble: logging.WARNING,
 }
 """How loud each event is; events that are not here are DEBUG, except RunStarted, RunEnded and DaySucceeded: INFO."""
 

@@ -76,3 +76,9 @@ class Sink(Protocol):
         target's history, generation and row counts stay true; the run is then empty, and the batch too where no file
         names it. Raises SinkError.
         """
+
+    def receipts(self, table_name: str, flow_id: str) -> list[Receipt]:
+        """What `landed` says of every day of this flow that the target knows of, in the order of the days.
+
+        A day without rows is known only as long as the target's history tells of it. Raises SinkError.
+        """

@@ -52,6 +52,13 @@ class MemorySink:
                 return None
             return content.receipts.get(day)
 
+    def receipts(self, table_name: str, flow_id: str) -> list[Receipt]:
+        with self._lock:
+            content = self._contents.get(table_name)
+            if content is None or content.flow_id != flow_id:
+                return []
+            return [content.receipts[day] for day in sorted(content.receipts)]
+
     def rows(self, table_name: str, day: date) -> pa.Table:
         """The rows that a reader of the table sees for `day`, in all columns of the table but the day column."""
         with self._lock:

@@ -1,0 +1,350 @@
+"""The scheduler over a simulated clock: what is due is run, nothing twice at once, and every day ends as its export."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import random
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from tests.support import MAPPER, flow_of, settings_for
+from worker.errors import ConfigurationError, DayNotBegunError, ExportUnavailableError, StoreError
+from worker.keeper import REQUESTS, Keeper
+from worker.mixpanel.calendar import day_bounds, today
+from worker.model import RunState, Schedule
+from worker.registry import DISABLED, ENABLED, FlowEntry
+from worker.service import PreparedFlow
+from worker.sinks.memory import MemorySink
+from worker.store import MemoryStore, RunQuery
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from worker.mixpanel.spool import Spool
+    from worker.model import Flow, Source
+
+ZONE = ZoneInfo("America/New_York")
+NOON = datetime(2024, 2, 20, 12, tzinfo=ZONE).astimezone(UTC)
+HOURLY = Schedule(int(NOON.timestamp()), "hour", 1)
+
+
+@dataclass
+class Mixpanel:
+    """A project whose events arrive over time; it tells of a day what has arrived by now."""
+
+    clock: Callable[[], datetime]
+    arrived: dict[date, list[str]] = field(default_factory=dict)
+    requests: list[tuple[datetime, date]] = field(default_factory=list)
+    under_way: Counter[date] = field(default_factory=Counter)
+    failing: bool = False
+    gate: asyncio.Event | None = None
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def fetch(self, source: Source, day: date, spool: Spool, on_bytes: Callable[[int], None]) -> None:
+        self.requests.append((self.clock(), day))
+        self.under_way[day] += 1
+        assert self.under_way[day] == 1, "two runs of one flow export one day at a time"
+        self.asked.set()
+        try:
+            if self.gate is not None:
+                await self.gate.wait()
+            if self.failing:
+                raise ExportUnavailableError("Mixpanel answered 502.")
+            if day > today(source.timezone, self.clock()):
+                raise DayNotBegunError(f"{day} has not begun.")
+            start = int(day_bounds(day, source.timezone)[0].timestamp())
+            lines = [
+                json.dumps({"event": "E", "properties": {"time": start, "$insert_id": name, "version": "1"}})
+                for name in self.arrived.get(day, [])
+            ]
+            body = gzip.compress("".join(line + "\n" for line in lines).encode(), 1)
+            on_bytes(len(body))
+            spool.write(body)
+            spool.finish(proves_end=True)
+        finally:
+            self.under_way[day] -= 1
+
+
+@dataclass
+class Flows:
+    """Flows of one project; the ports that a keeper asks."""
+
+    all: dict[str, tuple[Flow, bool]] = field(default_factory=dict)
+    broken: set[str] = field(default_factory=set)
+
+    def add(self, name: str, schedule: Schedule | None = HOURLY, *, enabled: bool = True) -> str:
+        flow = flow_of(name=name)
+        source = replace(flow.source, timezone=ZONE, time_basis="project")
+        target = replace(flow.target, dataset_id=name)
+        self.all[flow.id] = (replace(flow, source=source, target=target, schedule=schedule), enabled)
+        return flow.id
+
+    def flows(self) -> list[FlowEntry]:
+        states = {True: ENABLED, False: DISABLED}
+        return [FlowEntry(flow.id, flow.name, states[enabled], flow.schedule) for flow, enabled in self.all.values()]
+
+    def prepared(self, flow_id: str) -> PreparedFlow:
+        if flow_id in self.broken:
+            raise ConfigurationError("The mapping set is gone.")
+        return PreparedFlow(self.all[flow_id][0], MAPPER, {})
+
+
+class World:
+    """What replicas share: a clock, a project, a store and tables."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.now = NOON
+        self.store = MemoryStore()
+        self.sink = MemorySink()
+        self.flows = Flows()
+        self.mixpanel = Mixpanel(lambda: self.now)
+        self.heard: list[Any] = []
+
+    def keeper(self, **settings: object) -> Keeper:
+        chosen = settings_for(self.folder, export_attempts=1, **settings)
+        return Keeper(
+            chosen,
+            self.store,
+            self.flows,
+            self.mixpanel,
+            self.heard.append,
+            clock=lambda: self.now,
+            sink_of=lambda flow: self.sink,
+        )
+
+    def days(self, table: str) -> dict[date, list[str]]:
+        content = self.sink._contents[table]
+        return {day: sorted(row["id"] for row in self.sink.rows(table, day).to_pylist()) for day in content.receipts}
+
+    def runs(self, flow_id: str) -> list[Any]:
+        return self.store.find_runs(RunQuery(flow_ids=(flow_id,)), 10_000)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+async def settle(keeper: Keeper) -> None:
+    """Until nothing runs here and nothing is about to."""
+    while keeper._running or keeper._again:
+        await asyncio.gather(*keeper._running.values(), *keeper._again, return_exceptions=True)
+
+
+async def tick(keeper: Keeper) -> None:
+    await keeper.tick()
+    await settle(keeper)
+
+
+# What is due
+
+
+async def test_a_flow_runs_once_a_slot(world: World) -> None:
+    flow_id = world.flows.add("events")
+    keeper = world.keeper()
+    for minutes in (0, 1, 30, 59, 60, 61, 119, 120):
+        world.now = NOON + timedelta(minutes=minutes)
+        await tick(keeper)
+    starts = [run.started_at - NOON for run in world.runs(flow_id)]
+    assert starts == [timedelta(hours=2), timedelta(hours=1), timedelta(0)]
+    assert all(run.state is RunState.SUCCESS for run in world.runs(flow_id))
+
+
+async def test_F061_a_restart_and_missed_slots_give_one_run(world: World) -> None:
+    flow_id = world.flows.add("events")
+    await tick(world.keeper())
+    world.now += timedelta(hours=30)
+    await tick(world.keeper())
+    await tick(world.keeper())
+    assert len(world.runs(flow_id)) == 2
+
+
+async def test_before_its_start_and_disabled_and_without_schedule_nothing_runs(world: World) -> None:
+    later = replace(HOURLY, start_time=HOURLY.start_time + 60)
+    names = [world.flows.add("later", later), world.flows.add("off", enabled=False), world.flows.add("never", None)]
+    keeper = world.keeper()
+    await tick(keeper)
+    assert [run for name in names for run in world.runs(name)] == []
+    world.now += timedelta(seconds=60)
+    await tick(keeper)
+    assert [len(world.runs(name)) for name in names] == [1, 0, 0]
+
+
+async def test_a_failed_run_is_tried_again_within_the_hour_and_no_day_is_skipped(world: World) -> None:
+    flow_id = world.flows.add("events", Schedule(HOURLY.start_time, "day", 1))
+    keeper = world.keeper()
+    world.mixpanel.failing = True
+    await tick(keeper)
+    world.mixpanel.failing = False
+    world.now += timedelta(minutes=59)
+    await tick(keeper)
+    assert [run.state for run in world.runs(flow_id)] == [RunState.FAILED]
+    world.now += timedelta(minutes=1)
+    await tick(keeper)
+    assert [run.state for run in world.runs(flow_id)] == [RunState.SUCCESS, RunState.FAILED]
+    first = today(ZONE, NOON) - timedelta(days=5)
+    assert sorted(world.days("events")) == [first + timedelta(days=number) for number in range(6)]
+
+
+async def test_the_lookback_is_exported_once_a_project_day(world: World) -> None:
+    world.flows.add("events")
+    keeper = world.keeper()
+    for _ in range(48):
+        await tick(keeper)
+        world.now += timedelta(hours=1)
+    asked = Counter((today(ZONE, at), day) for at, day in world.mixpanel.requests)
+    for (at, day), times in asked.items():
+        assert times == 1 or day == at, f"{day} was exported {times} times on {at}"
+
+
+@pytest.mark.parametrize(
+    ("backfill", "first"), [(None, date(2024, 2, 15)), (True, date(2024, 2, 1)), (False, date(2024, 2, 15))]
+)
+async def test_what_the_first_run_covers(world: World, backfill: bool | None, first: date) -> None:
+    start = datetime(2024, 2, 1, 9, tzinfo=ZONE)
+    world.flows.add("events", Schedule(int(start.timestamp()), "day", 1, backfill))
+    await tick(world.keeper())
+    assert min(world.days("events")) == first
+
+
+async def test_without_backfill_nothing_before_the_start_is_exported(world: World) -> None:
+    start = datetime(2024, 2, 19, 9, tzinfo=ZONE)
+    world.flows.add("events", Schedule(int(start.timestamp()), "hour", 1, backfill=False))
+    await tick(world.keeper())
+    assert sorted(world.days("events")) == [date(2024, 2, 19), date(2024, 2, 20)]
+
+
+# Runs that are asked for
+
+
+async def test_a_run_can_be_asked_for(world: World) -> None:
+    flow_id = world.flows.add("events", None)
+    world.mixpanel.arrived[date(2024, 1, 5)] = ["a"]
+    keeper = world.keeper()
+    run_id = await keeper.request_run(flow_id, date(2024, 1, 5), date(2024, 1, 6))
+    run = world.store.run(run_id)
+    assert run is not None
+    assert run.state is RunState.IN_PROGRESS
+    await settle(keeper)
+    run = world.store.run(run_id)
+    assert run is not None
+    assert (run.state, run.first_day, run.last_day) == (RunState.SUCCESS, date(2024, 1, 5), date(2024, 1, 6))
+    assert world.days("events") == {date(2024, 1, 5): ["a"], date(2024, 1, 6): []}
+    assert world.store.objects(REQUESTS) == []
+    with pytest.raises(ConfigurationError, match="after the last"):
+        await keeper.request_run(flow_id, date(2024, 1, 7), date(2024, 1, 6))
+
+
+async def test_a_request_outlives_the_process_and_waits_for_the_run_under_way(world: World) -> None:
+    flow_id = world.flows.add("events")
+    world.mixpanel.gate = asyncio.Event()
+    keeper = world.keeper()
+    await keeper.tick()
+    await world.mixpanel.asked.wait()
+    run_id = await keeper.request_run(flow_id, None, None)
+    await keeper.tick()
+    assert len(keeper.running) == 1
+    await keeper.close()
+    world.mixpanel.gate.set()
+    other = world.keeper()
+    await tick(other)
+    runs = {run.id: run.state for run in world.runs(flow_id)}
+    assert runs[run_id] is RunState.SUCCESS
+    assert sorted(runs.values()) == [RunState.FAILED, RunState.SUCCESS]
+
+
+async def test_a_flow_that_cannot_be_run_leaves_a_failed_run(world: World) -> None:
+    flow_id = world.flows.add("events")
+    world.flows.broken.add(flow_id)
+    await tick(world.keeper())
+    (run,) = world.runs(flow_id)
+    assert (run.state, run.error_message) == (RunState.FAILED, "The mapping set is gone.")
+
+
+# Replicas
+
+
+async def test_two_replicas_run_a_flow_once(world: World) -> None:
+    flow_id = world.flows.add("events")
+    world.mixpanel.gate = asyncio.Event()
+    one, other = world.keeper(), world.keeper()
+    await asyncio.gather(one.tick(), other.tick())
+    await world.mixpanel.asked.wait()
+    world.mixpanel.gate.set()
+    await settle(one)
+    await settle(other)
+    assert len([run for run in world.runs(flow_id) if run.state is RunState.SUCCESS]) == 1
+    assert len(world.runs(flow_id)) == 1
+
+
+async def test_flows_wait_for_room_and_the_one_that_waited_longest_is_first(world: World) -> None:
+    ids = [world.flows.add(f"flow-{number}") for number in range(5)]
+    keeper = world.keeper(flows_at_once=2)
+    world.mixpanel.gate = asyncio.Event()
+    await keeper.tick()
+    assert len(keeper.running) == 2
+    world.mixpanel.gate.set()
+    await settle(keeper)
+    assert [len(world.runs(flow_id)) for flow_id in ids] == [1] * 5
+
+
+async def test_a_store_that_fails_is_told_and_asked_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    flow_id = world.flows.add("events")
+    keeper = world.keeper()
+
+    def fail(*_: object) -> Iterator[Any]:
+        raise StoreError("The database is away.")
+
+    with monkeypatch.context() as away:
+        away.setattr(world.store, "objects", fail)
+        await tick(keeper)
+        troubles = [keeper.trouble]
+    await tick(keeper)
+    assert [*troubles, keeper.trouble] == ["The database is away.", None]
+    assert len(world.runs(flow_id)) == 1
+
+
+# Sixty days
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_F055_F058_F059_F061_after_sixty_days_every_day_is_its_export(world: World, seed: int) -> None:
+    """Late events, a week and a half without a process, clocks that step, restarts, failures, and a day of 23 hours."""
+    chance = random.Random(seed)
+    flow_id = world.flows.add("events", Schedule(int(NOON.timestamp()), "hour", 6))
+    keeper = world.keeper()
+    down = (NOON + timedelta(days=20), NOON + timedelta(days=31, hours=5))
+    first = today(ZONE, NOON) - timedelta(days=5)
+    number = 0
+    real = NOON
+    end = NOON + timedelta(days=60)
+    while real < end + timedelta(days=6):
+        real += timedelta(hours=chance.choice([1, 3, 6]))
+        for _ in range(chance.randrange(3) if real < end else 0):
+            day = today(ZONE, real) - timedelta(days=chance.choice([0, 0, 0, 1, 2, 4]))
+            number += 1
+            world.mixpanel.arrived.setdefault(max(day, first), []).append(f"{number}")
+        if down[0] < real < down[1]:
+            continue
+        step = chance.choice([0] * 12 + [-2, 2]) if real < end else 0
+        world.now = real + timedelta(hours=step)
+        world.mixpanel.failing = chance.random() < 0.1 and real < end
+        if chance.random() < 0.1:
+            keeper = world.keeper()
+        await tick(keeper)
+    expected = {day: sorted(names) for day, names in world.mixpanel.arrived.items()}
+    found = world.days("events")
+    assert {day: names for day, names in found.items() if names} == expected
+    assert sorted(found) == [first + timedelta(days=count) for count in range(len(found))]
+    per_day = Counter((today(ZONE, at), day) for at, day in world.mixpanel.requests)
+    assert max(per_day.values()) <= 20
+    assert flow_id not in keeper.running

@@ -1,0 +1,152 @@
+"""The service, put together: state, API objects, scheduler, metrics, HTTP; for as long as the process lives."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from worker.errors import ConfigurationError, ResourceError
+from worker.flow_file import load_flow
+from worker.http.app import make_app
+from worker.http.auth import LOOPBACK_HOSTS, Gate
+from worker.keeper import Keeper
+from worker.memory import keep_memory_small
+from worker.metrics import Metrics
+from worker.mixpanel.export import MixpanelExports
+from worker.mixpanel.spool import own_spool
+from worker.registry import Registry
+from worker.secret_box import SecretBox, load_or_create_key
+from worker.store import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from worker.events import Event, Listener
+    from worker.settings import Settings
+
+FLOW_FILES = re.compile(r"[^.].*\.(ya?ml|json)")
+SHUTDOWN_SECONDS = 5.0
+
+
+def flow_files(paths: Sequence[Path]) -> list[Path]:
+    """The flow files that `paths` name, a folder meaning those in it, by name. Raises ConfigurationError."""
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found += sorted(file for file in path.iterdir() if file.is_file() and FLOW_FILES.fullmatch(file.name))
+        elif path.exists():
+            found.append(path)
+        else:
+            raise ConfigurationError(f"There is no flow file and no folder at {path}.")
+    return found
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a service that listens on `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_exposure(settings: Settings) -> None:
+    """Raises ConfigurationError when others could reach the service without a password, without TLS, without a key."""
+    host, _ = settings.http
+    if is_loopback(host):
+        return
+    if not settings.api_clients:
+        raise ConfigurationError(
+            f"The service would listen on {host}, where others can reach it, and nobody would need a password.",
+            advice="Set WORKER_API_CLIENTS=id:secret, or let WORKER_HTTP name 127.0.0.1.",
+        )
+    if not settings.tls_proxy:
+        raise ConfigurationError(
+            f"The service would listen on {host} without TLS.",
+            advice="Put a proxy in front that speaks TLS and set WORKER_TLS_PROXY=yes.",
+        )
+    if settings.key_file is None:
+        raise ConfigurationError(
+            "WORKER_KEY_FILE is needed where others can reach the service: credentials are encrypted with that key.",
+            advice="Give it a file that holds a key, kept apart from the state database.",
+        )
+
+
+def key_path(settings: Settings) -> Path:
+    """Where the key is that secrets at rest are encrypted with."""
+    if settings.key_file is not None:
+        return settings.key_file
+    if settings.state.startswith("sqlite:///"):
+        return Path(settings.state.removeprefix("sqlite:///") + ".key")
+    raise ConfigurationError("WORKER_KEY_FILE is needed with a state database that is not a file.")
+
+
+async def serve(
+    settings: Settings,
+    paths: Sequence[Path],
+    environ: Mapping[str, str],
+    listener: Listener,
+    *,
+    on_ready: Callable[[str], None],
+) -> None:
+    """Run the service until cancelled; `on_ready` gets its address once it answers.
+
+    The flow files that `paths` name are applied first; applying one again changes nothing. Raises ConfigurationError
+    before anything is started. When this is cancelled the runs under way end in order.
+    """
+    check_exposure(settings)
+    host, port = settings.http
+    beyond = not is_loopback(host)
+    files = [load_flow(path, environ, settings, listens_beyond_loopback=beyond) for path in flow_files(paths)]
+    keep_memory_small()
+    async with AsyncExitStack() as stack:
+        store = stack.enter_context(await asyncio.to_thread(open_store, settings.state))
+        box = SecretBox(await asyncio.to_thread(load_or_create_key, key_path(settings)))
+        registry = Registry(store, box, settings, allow_loopback=not beyond)
+        for file in files:
+            await asyncio.to_thread(registry.apply_file, file)
+        own = replace(settings, spool=stack.enter_context(own_spool(settings.spool)))
+        exports = await stack.enter_async_context(MixpanelExports(own))
+        metrics = Metrics(lag_of=lambda: keeper.lags())  # noqa: PLW0108 - it is made below
+
+        def tell(event: Event) -> None:
+            metrics(event)
+            listener(event)
+
+        keeper = Keeper(own, store, registry, exports, tell)
+        app = make_app(
+            registry=registry,
+            store=store,
+            keeper=keeper,
+            gate=Gate(store, clients=settings.api_clients),
+            lake=settings.lake,
+            readiness=keeper.reasons_not_ready,
+            metrics_text=metrics.text,
+            listener=tell,
+            hosts=None if beyond else LOOPBACK_HOSTS,
+        )
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            raise ResourceError(
+                f"The service cannot listen on {host}:{port}: {error.strerror or error}.",
+                advice="Let WORKER_HTTP name another address or port.",
+            ) from error
+        watching = asyncio.create_task(metrics.watch_loop())
+        stack.callback(watching.cancel)
+        await stack.enter_async_context(keeper)
+        bound = runner.addresses[0]
+        shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
+        on_ready(f"http://{shown}:{bound[1]}")
+        await asyncio.Event().wait()

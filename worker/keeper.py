@@ -1,0 +1,428 @@
+"""The long-running side: what is due is run, on this replica or another one, and never by two at once.
+
+A tick looks at all flows; what is due follows from the store, so a tick that was missed skips nothing. A flow is worked
+on under a lease. A replica that dies or is paused loses its leases, and what it began is taken over; should it wake up,
+the target refuses its generation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING, Any, Protocol
+from uuid import uuid4
+
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+
+from worker import events
+from worker.errors import ConfigurationError, ExportRefusedError, StoreError, WorkerError
+from worker.mixpanel.calendar import calendar_zone, day_bounds, today
+from worker.model import Run, RunState
+from worker.pipeline import Pipeline
+from worker.registry import ENABLED
+from worker.runner import QUEUED, PacedExports, Runner, RunRequest, now_utc, to_end
+from worker.schedule import complete_until, days_due, is_due, scheduled_days
+from worker.service import explored, first_lines, plan_run
+from worker.sinks import open_sink
+from worker.store import RunQuery
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from types import TracebackType
+
+    from worker.events import Event, Listener
+    from worker.mixpanel.export import Exports
+    from worker.model import Flow, Source
+    from worker.registry import FlowEntry
+    from worker.service import PreparedFlow
+    from worker.settings import Settings
+    from worker.sinks.base import Sink
+    from worker.store import Store
+
+LEASE_MARGIN = 1 / 6
+"""The share of a lease at its end in which a replica that could not renew it stops its work."""
+REQUESTS = "runRequests"
+"""The kind of object that a run which was asked for is kept as, under the id of the run, until it begins."""
+
+
+class Flows(Protocol):
+    """Where the flows come from: the registry. Both methods may block."""
+
+    def flows(self) -> Sequence[FlowEntry]:
+        """All flows."""
+
+    def prepared(self, flow_id: str) -> PreparedFlow:
+        """One flow, compiled. Raises ConfigurationError when it cannot be run."""
+
+
+class Keeper:
+    """Runs flows when they are due or asked for. Use as an async context manager: its end ends the runs in order.
+
+    `settings.spool` belongs to this process alone.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        flows: Flows,
+        exports: Exports,
+        listener: Listener,
+        *,
+        clock: Callable[[], datetime] = now_utc,
+        sink_of: Callable[[Flow], Sink] | None = None,
+    ) -> None:
+        # several pipelines share the memory
+        share = max(settings.max_memory_bytes // settings.flows_at_once, 256 << 20)
+        self._settings = replace(settings, max_memory_bytes=share)
+        self._store = store
+        self._flows = flows
+        self._exports = exports
+        self._listener = listener
+        self._clock = clock
+        self._sink_of = sink_of or (lambda flow: open_sink(flow.target.format, str(settings.lake)))
+        self._holder = str(uuid4())
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._newest: dict[str, Run] = {}
+        self._complete: dict[str, tuple[str, datetime]] = {}
+        self._ticking = asyncio.Lock()
+        self._again: set[asyncio.Task[None]] = set()
+        self._scheduler = AsyncIOScheduler(timezone=UTC)
+        self._closing = False
+        self.trouble: str | None = None
+        """Why the last tick failed, None if it did not."""
+
+    async def __aenter__(self) -> Keeper:
+        # it warns of ticks that it leaves out because one is under way, which is what it is told to do
+        logging.getLogger("apscheduler").setLevel(logging.ERROR)
+        self._scheduler.start()
+        self._scheduler.add_job(
+            self.tick,
+            "interval",
+            seconds=self._settings.tick_seconds,
+            next_run_time=datetime.now(UTC),
+            coalesce=True,
+            max_instances=1,
+            misfire_grace_time=None,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._scheduler.shutdown(wait=False)
+        await self.close()
+
+    async def close(self) -> None:
+        """End the runs under way in order, and start none any more."""
+        self._closing = True
+        tasks = [*self._running.values(), *self._again]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def running(self) -> frozenset[str]:
+        """The ids of the flows that are run here now."""
+        return frozenset(self._running)
+
+    def reasons_not_ready(self) -> list[str]:
+        """Why nothing can be run at the moment, fit for strangers; empty when it can."""
+        return ["the state database cannot be used"] if self.trouble else []
+
+    def lags(self) -> Mapping[str, float]:
+        """Seconds since the end of the newest complete day, by the name of the flow.
+
+        Flows that have no complete day are left out, and those that this process has not run yet.
+        """
+        now = self._clock()
+        return {name: max((now - end).total_seconds(), 0.0) for name, end in self._complete.copy().values()}
+
+    async def tick(self) -> None:
+        """Start what is due, as far as there is room; never raises for trouble that may pass."""
+        async with self._ticking:
+            if self._closing:
+                return
+            try:
+                await self._start_due()
+            except WorkerError as error:
+                self.trouble = str(error)
+                self._listener(events.ServiceTrouble(None, str(error)))
+            else:
+                self.trouble = None
+
+    async def request_run(self, flow_id: str, first: date | None, last: date | None) -> str:
+        """Ask for a run of these days, or of those that are due, and give its id. It begins as soon as there is room.
+
+        Raises ConfigurationError when the flow cannot be run.
+        """
+        prepared = await asyncio.to_thread(self._flows.prepared, flow_id)
+        now = self._clock()
+        zone = calendar_zone(prepared.flow.source)
+        first_day, last_day = first or today(zone, now), last or today(zone, now)
+        if first_day > last_day:
+            raise ConfigurationError(f"The first day, {first_day}, is after the last one, {last_day}.")
+        run = Run(
+            id=str(uuid4()),
+            flow_id=flow_id,
+            flow_name=prepared.flow.name,
+            dataset_id=prepared.flow.target.dataset_id,
+            state=RunState.IN_PROGRESS,
+            started_at=now,
+            first_day=first_day,
+            last_day=last_day,
+            window_start=day_bounds(first_day, zone)[0],
+            window_end=day_bounds(last_day, zone)[1],
+            extra={QUEUED: "true"},
+        )
+        document = {
+            "flowId": flow_id,
+            "first": first.isoformat() if first else None,
+            "last": last.isoformat() if last else None,
+        }
+
+        def save() -> None:
+            self._store.create_object(REQUESTS, run.id, document, None, now)
+            self._store.save_run(run)
+
+        await asyncio.to_thread(save)
+        self._tick_soon()
+        return run.id
+
+    async def test_connection(self, source: Source) -> None:
+        """Ask Mixpanel for the first event of today. Raises SourceError when it does not let this source in.
+
+        Mixpanel lets nobody in without a project id; as long as none is known, this says that Mixpanel can be reached.
+        """
+        try:
+            await self._look(source, 1, lookback_days=0)
+        except ExportRefusedError:
+            if source.project_id:
+                raise
+
+    async def explore(self, source: Source, *, rows: int) -> dict[str, Any]:
+        """The first events of the newest day of the lookback that has some, as Adobe's explore call shows them.
+
+        Raises SourceError.
+        """
+        return explored(await self._look(source, rows, lookback_days=source.lookback_days), rows)
+
+    async def _look(self, source: Source, rows: int, *, lookback_days: int) -> bytes:
+        now = self._clock()
+        days = days_due(calendar_zone(source), now, complete_until=None, lookback_days=lookback_days).days
+        paced = PacedExports(self._exports, self._settings, self._store, lambda event: None, "", self._clock)
+        found = await first_lines(paced, source, days, self._settings, rows)
+        return b"" if found is None else found[1]
+
+    def _tick_soon(self) -> None:
+        if not self._closing:
+            task = asyncio.create_task(self.tick())
+            self._again.add(task)
+            task.add_done_callback(self._again.discard)
+
+    async def _start_due(self) -> None:
+        flows = {flow.flow_id: flow for flow in await asyncio.to_thread(self._flows.flows)}
+        for known in (self._newest, self._complete):
+            for flow_id in known.keys() - flows.keys():
+                del known[flow_id]
+        unknown = [flow_id for flow_id in flows if flow_id not in self._newest]
+        if unknown:
+            await asyncio.to_thread(self._learn, unknown)
+        for request in await asyncio.to_thread(self._store.objects, REQUESTS):
+            flow_id = str(request.document["flowId"])
+            if flow_id not in flows:
+                await asyncio.to_thread(self._forget_request, request.id)
+            elif flow_id not in self._running and self._has_room():
+                self._start(flow_id, request.id, request.document)
+        now = self._clock()
+        due = [
+            flow
+            for flow in flows.values()
+            if flow.state == ENABLED
+            and flow.schedule is not None
+            and flow.flow_id not in self._running
+            and is_due(flow.schedule, self._newest.get(flow.flow_id), now)
+        ]
+        # who has waited longest comes first
+        due.sort(key=lambda flow: self._started_at(flow.flow_id))
+        for flow in due:
+            if not self._has_room():
+                return
+            # another replica may have run it meanwhile
+            await asyncio.to_thread(self._learn, [flow.flow_id])
+            if flow.schedule is not None and is_due(flow.schedule, self._newest.get(flow.flow_id), now):
+                self._start(flow.flow_id, None, {})
+
+    def _has_room(self) -> bool:
+        return len(self._running) < self._settings.flows_at_once
+
+    def _started_at(self, flow_id: str) -> datetime:
+        newest = self._newest.get(flow_id)
+        return datetime.min.replace(tzinfo=UTC) if newest is None else newest.started_at
+
+    def _learn(self, flow_ids: Iterable[str]) -> None:
+        """Read the newest run of each flow that has begun."""
+        for flow_id in flow_ids:
+            runs = self._store.find_runs(RunQuery(flow_ids=(flow_id,)), 10)
+            begun = next((run for run in runs if not run.extra.get(QUEUED)), None)
+            if begun is not None:
+                self._newest[flow_id] = begun
+
+    def _forget_request(self, run_id: str) -> None:
+        run = self._store.run(run_id)
+        if run is not None and run.extra.get(QUEUED):
+            self._store.save_run(
+                replace(
+                    run,
+                    state=RunState.FAILED,
+                    completed_at=self._clock(),
+                    error_code=ConfigurationError.code,
+                    error_message="The flow was deleted before the run began.",
+                    extra={},
+                )
+            )
+        self._store.delete_object(REQUESTS, run_id)
+
+    def _start(self, flow_id: str, run_id: str | None, request: Mapping[str, Any]) -> None:
+        task = asyncio.create_task(self._run_leased(flow_id, run_id, request))
+        self._running[flow_id] = task
+
+        def ended(_: asyncio.Task[None]) -> None:
+            self._running.pop(flow_id, None)
+            self._tick_soon()
+
+        task.add_done_callback(ended)
+
+    async def _run_leased(self, flow_id: str, run_id: str | None, request: Mapping[str, Any]) -> None:
+        """Run the flow for as long as this replica has its lease."""
+        lease = f"flow:{flow_id}"
+        seconds = self._settings.lease_seconds
+        try:
+            if not await self._hold(lease):
+                return
+            work = asyncio.create_task(self._run(flow_id, run_id, request))
+            # by the clock that no one sets, and a little before another replica may take over
+            loop = asyncio.get_running_loop()
+            held_until = loop.time() + seconds * (1 - LEASE_MARGIN)
+            try:
+                while not (await asyncio.wait({work}, timeout=seconds / 3))[0]:
+                    asked_at = loop.time()
+                    try:
+                        held = await self._hold(lease)
+                    except StoreError:
+                        held = loop.time() < held_until
+                    else:
+                        held_until = asked_at + seconds * (1 - LEASE_MARGIN)
+                    if not held:
+                        self._listener(events.ServiceTrouble(flow_id, "Another replica has taken the flow over."))
+                        break
+            finally:
+                work.cancel()
+                await asyncio.gather(work, return_exceptions=True)
+                with contextlib.suppress(StoreError):
+                    await to_end(asyncio.to_thread(self._store.release_lease, lease, self._holder))
+            work.result()
+        except asyncio.CancelledError:
+            raise
+        except WorkerError as error:
+            self._listener(events.ServiceTrouble(flow_id, str(error)))
+
+    async def _hold(self, lease: str) -> bool:
+        return await asyncio.to_thread(
+            self._store.take_lease, lease, self._holder, self._clock(), self._settings.lease_seconds
+        )
+
+    async def _run(self, flow_id: str, run_id: str | None, request: Mapping[str, Any]) -> None:
+        try:
+            prepared = await asyncio.to_thread(self._flows.prepared, flow_id)
+            planned = await asyncio.to_thread(self._plan, prepared, run_id, request)
+        except WorkerError as error:
+            await to_end(asyncio.to_thread(self._save_not_begun, flow_id, run_id, error))
+            raise
+        flow = prepared.flow
+        sink = self._sink_of(flow)
+        paced = PacedExports(self._exports, self._settings, self._store, self._listener, flow.id, self._clock)
+        await to_end(asyncio.to_thread(self._store.save_flow, flow.id, flow.name, prepared.definition))
+        if run_id is not None:
+            await to_end(asyncio.to_thread(self._store.delete_object, REQUESTS, run_id))
+        receipts = await asyncio.to_thread(self._receipts, flow.id)
+        self._note(flow, receipts)
+
+        def listen(event: Event) -> None:
+            if isinstance(event, events.DaySucceeded):
+                receipts[event.receipt.day] = event.receipt.exported_at
+                self._note(flow, receipts)
+            self._listener(event)
+
+        with Pipeline(self._settings, paced, listen) as pipeline:
+            runner = Runner(self._settings, self._store, sink, pipeline, listen, self._clock)
+            self._newest[flow_id] = await runner.run(planned)
+
+    def _receipts(self, flow_id: str) -> dict[date, datetime]:
+        """When the committed export of each day was begun."""
+        return {day: receipt.exported_at for day, receipt in self._store.succeeded_receipts(flow_id).items()}
+
+    def _plan(self, prepared: PreparedFlow, run_id: str | None, request: Mapping[str, Any]) -> RunRequest:
+        now = self._clock()
+        first, last = (date.fromisoformat(request[key]) if request.get(key) else None for key in ("first", "last"))
+        if first is not None or last is not None:
+            planned = plan_run(prepared, self._store, first, last, now).request
+            if planned is None:
+                raise ConfigurationError(f"{first} has not begun.")
+            return replace(planned, run_id=run_id)
+        flow = prepared.flow
+        zone = calendar_zone(flow.source)
+        receipts = self._receipts(flow.id)
+        days = scheduled_days(zone, now, receipts, lookback_days=flow.source.lookback_days, schedule=flow.schedule)
+        window = day_bounds(days[0], zone)[0], day_bounds(days[-1], zone)[1]
+        return RunRequest(flow, prepared.mapper, days, zone, window, run_id)
+
+    def _save_not_begun(self, flow_id: str, run_id: str | None, error: WorkerError) -> None:
+        """The record of a run that failed before its first day."""
+        now = self._clock()
+        known = self._store.run(run_id) if run_id else self._newest.get(flow_id)
+        if known is None:
+            day = now.astimezone(UTC).date()
+            known = Run(
+                id="",
+                flow_id=flow_id,
+                flow_name=flow_id,
+                dataset_id="",
+                state=RunState.FAILED,
+                started_at=now,
+                first_day=day,
+                last_day=day,
+                window_start=now,
+                window_end=now,
+            )
+        failed = Run(
+            id=run_id or str(uuid4()),
+            flow_id=flow_id,
+            flow_name=known.flow_name,
+            dataset_id=known.dataset_id,
+            state=RunState.FAILED,
+            started_at=now,
+            first_day=known.first_day,
+            last_day=known.last_day,
+            window_start=known.window_start,
+            window_end=known.window_end,
+            completed_at=now,
+            updated_at=now,
+            error_code=error.code,
+            error_message=str(error),
+        )
+        self._store.save_run(failed)
+        self._newest[flow_id] = failed
+        if run_id is not None:
+            self._store.delete_object(REQUESTS, run_id)
+        self._listener(events.RunEnded(failed))
+
+    def _note(self, flow: Flow, receipts: Mapping[date, datetime]) -> None:
+        """Remember how far the flow is complete."""
+        zone = calendar_zone(flow.source)
+        newest = complete_until(receipts, zone)
+        if newest is not None:
+            self._complete[flow.id] = flow.name, day_bounds(newest, zone)[1]
