@@ -365,8 +365,10 @@ def test_f93_place_that_cannot_be_written(cli: Cli, environ: dict[str, str], wor
 
 
 MISTAKES: list[Any] = [
-    (["run", "flow.json"], "--once"),
-    (["run", "--once"], "flows"),
+    (["run", "flow.json", "--from", "2024-03-01"], "--from goes with --once"),
+    (["run", "flow.json", "--json"], "--json goes with --once"),
+    (["run", "nowhere"], "no flow file and no folder at nowhere"),
+    (["run", "--once"], "No flow file was given"),
     (["run", "flow.json", "--twice"], "No such option: --twice"),
     (["fun"], "No such command 'fun'"),
     (["run", "nowhere.yaml", "--once"], "nowhere.yaml cannot be read"),

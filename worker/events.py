@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -81,8 +81,11 @@ class DayCommitting:
 
 @dataclass(frozen=True, slots=True)
 class RejectsCommitted:
+    """`codes`: how many of the rejects have which code."""
+
     load: Load
     rejects: int
+    codes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

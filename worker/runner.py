@@ -354,7 +354,7 @@ class Runner:
             await asyncio.to_thread(self._store.save_load, load, LoadState.COMMITTING)
             self._listener(events.DayCommitting(load))
             await asyncio.to_thread(staged.rejects.commit, receipt)
-            self._listener(events.RejectsCommitted(load, staged.tally.failed))
+            self._listener(events.RejectsCommitted(load, staged.tally.failed, staged.reject_codes))
             await asyncio.to_thread(staged.rows.commit, receipt)
             self._listener(events.RowsCommitted(receipt))
         except CommitUnknownError as error:
