@@ -12,11 +12,15 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from worker.errors import ExportBrokenError
 from worker.mapping.mapper import Mapper, compile_mapper
 from worker.mapping.mapping_set import parse_mapping_set
 from worker.mapping.xdm import XdmSchema
+from worker.mixpanel.body import OversizedLine, Piece
 from worker.mixpanel.export import MixpanelExports
+from worker.mixpanel.pieces import PieceFiles, read_pieces
 from worker.mixpanel.simulator import DEMO_PASSWORD, DEMO_PROJECT_ID, DEMO_USERNAME
+from worker.mixpanel.spool import Spool
 from worker.model import Credentials, Load, Options, Receipt, Secret, Source, Tally
 from worker.pipeline import REJECTS_SCHEMA, DayPlan, Pipeline
 from worker.settings import load_settings
@@ -24,6 +28,7 @@ from worker.sinks.base import Table
 from worker.sinks.memory import MemorySink
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
     from worker.mixpanel.export import Exports
@@ -61,6 +66,36 @@ def source_at(base_url: str, username: str = DEMO_USERNAME, password: str = DEMO
         timezone=ZoneInfo("UTC"),
         **changes,
     )
+
+
+def pieces_of(
+    folder: Path,
+    content: bytes,
+    *,
+    piece_bytes: int,
+    max_line_bytes: int,
+    max_raw_bytes: int = 1 << 16,
+    proves_end: bool = True,
+    file_count: int = 2,
+) -> Iterator[Piece | OversizedLine]:
+    """The pieces of an export; a file holds its piece until the next but `file_count` is asked for, or to the end."""
+    files = PieceFiles(folder, file_count)
+    with Spool(folder / "export") as export:
+        export.write(content)
+        export.finish(proves_end=proves_end)
+        reading = read_pieces(
+            export, files, piece_bytes=piece_bytes, max_line_bytes=max_line_bytes, max_raw_bytes=max_raw_bytes
+        )
+        try:
+            for item in reading:
+                yield item
+                if isinstance(item, Piece):
+                    files.give_back(item.path)
+        except ExportBrokenError:
+            # whatever was being written, nobody waits for its file for ever
+            assert files._free.qsize() == file_count
+            raise
+    assert files._free.qsize() == file_count
 
 
 def mapper_of(mappings: dict[str, str], schema: dict[str, Any] | None = None) -> Mapper:

@@ -10,7 +10,8 @@ import resource
 import threading
 import tracemalloc
 import zlib
-from itertools import cycle, islice
+from functools import partial
+from itertools import cycle, islice, product
 from typing import TYPE_CHECKING
 from unittest.mock import patch
 
@@ -18,16 +19,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.source_side import DAY, Worker, sample, source_at
+from tests.source_side import DAY, MAPPER, Worker, pieces_of, sample, settings_for, source_at
+from worker import pipeline
 from worker.errors import ExportBrokenError, ExportUnavailableError, ResourceError, SourceError
-from worker.mixpanel import body, spool
-from worker.mixpanel.body import BYTE_ORDER_MARK, MAX_UNPROVEN_BYTES, Block, OversizedLine, is_sentinel, read_blocks
-from worker.mixpanel.decode import Decoder
+from worker.mixpanel import body, decode, spool
+from worker.mixpanel.body import BYTE_ORDER_MARK, MAX_UNPROVEN_BYTES, OversizedLine, Piece, is_sentinel
+from worker.mixpanel.decode import SKIPPED_BY_DUCKDB, Decoder
+from worker.mixpanel.pieces import PieceFiles, read_pieces
 from worker.mixpanel.simulator import FRAMINGS, Framing, Simulator
 from worker.mixpanel.spool import ExportAbandonedError, Spool
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
 EXHAUSTIVE = os.environ.get("MIXPANEL_WORKER_EXHAUSTIVE") == "1"
@@ -519,67 +522,88 @@ def test_F024_a_byte_order_mark_in_pieces(tmp_path: Path) -> None:
     for content in (BYTE_ORDER_MARK + b"x\n", in_members):
         for size in range(1, 6):
             with patch.object(spool, "READ_BYTES", size):
-                items = list(blocks_of(tmp_path, content, block_bytes=1 << 20, max_line_bytes=1 << 20))
-            assert items == [Block(b"x\n")]
+                (item,) = pieces_of(tmp_path, content, piece_bytes=1 << 20, max_line_bytes=1 << 20)
+            assert item == Piece(tmp_path / "piece-0", first_line=0, lines=1, plain=True, unterminated=False)
+            assert item.path.read_bytes() == b"x\n"
 
 
-# Blocks of lines
-
-
-def blocks_of(
-    folder: Path, content: bytes, *, block_bytes: int, max_line_bytes: int, proves_end: bool = True
-) -> Iterator[Block | OversizedLine]:
-    with Spool(folder / "export") as export:
-        export.write(content)
-        export.finish(proves_end=proves_end)
-        yield from read_blocks(export, block_bytes=block_bytes, max_line_bytes=max_line_bytes)
+# Pieces of lines
 
 
 def digests(lines: Sequence[bytes]) -> list[tuple[int, str]]:
     return [(len(line), hashlib.sha256(line).hexdigest()) for line in lines]
 
 
-PIECES = st.sampled_from(
-    [b"a", b"bc", b'{"event":"x"}', b"\n", b"\r\n", b"\n\n", "\u2028\u0085".encode(), BYTE_ORDER_MARK]
+PARTS = st.sampled_from(
+    [
+        *(b"a", b"bc", b'{"event":"x"}', b"[{[{", b"}]", b"\n", b"\r\n", b"\n\n", "\u2028\u0085".encode()),
+        *(b"\xef", b"\xbb\xbf", *SKIPPED_BY_DUCKDB),
+    ]
 )
 
 
 @given(
-    content=st.lists(PIECES, max_size=60).map(b"".join),
+    content=st.lists(PARTS, max_size=60).map(b"".join),
     read_bytes=st.integers(1, 40),
     inflate_bytes=st.integers(1, 40),
-    block_bytes=st.integers(1, 60),
+    deflated_bytes=st.integers(1, 40),
+    scan_bytes=st.integers(1, 40),
+    piece_bytes=st.integers(1, 60),
     max_line_bytes=st.integers(1, 60),
+    file_count=st.integers(1, 3),
     gzipped=st.booleans(),
 )
-def test_blocks_hold_the_lines_whatever_the_sizes(
+def test_pieces_hold_the_lines_whatever_the_sizes(
     tmp_path_factory: pytest.TempPathFactory,
     content: bytes,
     read_bytes: int,
     inflate_bytes: int,
-    block_bytes: int,
+    deflated_bytes: int,
+    scan_bytes: int,
+    piece_bytes: int,
     max_line_bytes: int,
+    file_count: int,
     *,
     gzipped: bool,
 ) -> None:
     encoded = member(content[:7]) + member(content[7:]) if gzipped else content
-    lines = content.removeprefix(BYTE_ORDER_MARK).split(b"\n")
+    plain_content = content.removeprefix(BYTE_ORDER_MARK)
+    lines = plain_content.split(b"\n")
     last = lines.pop()
     found: list[tuple[int, str]] = []
     unterminated = []
     error: ExportBrokenError | None = None
     folder = tmp_path_factory.getbasetemp()
-    with patch.object(spool, "READ_BYTES", read_bytes), patch.object(body, "INFLATE_BYTES", inflate_bytes):
+    chunk_bytes = inflate_bytes if gzipped else read_bytes
+    with (
+        patch.object(spool, "READ_BYTES", read_bytes),
+        patch.object(body, "INFLATE_BYTES", inflate_bytes),
+        patch.object(body, "DEFLATED_BYTES", deflated_bytes),
+        patch.object(decode, "SCAN_BYTES", scan_bytes),
+        patch.object(decode, "MAX_DEPTH", 5),
+    ):
         try:
-            for item in blocks_of(folder, encoded, block_bytes=block_bytes, max_line_bytes=max_line_bytes):
+            for item in pieces_of(
+                folder, encoded, piece_bytes=piece_bytes, max_line_bytes=max_line_bytes, file_count=file_count
+            ):
+                assert item.first_line == len(found)
                 if isinstance(item, OversizedLine):
                     assert item.length > max_line_bytes
                     found.append((item.length, item.sha256))
                     unterminated.append(False)
                     continue
-                data = bytes(item.data)
+                data = item.path.read_bytes()
+                in_piece = data.removesuffix(b"\n").split(b"\n")
                 assert item.unterminated == (not data.endswith(b"\n"))
-                found += digests(data.removesuffix(b"\n").split(b"\n"))
+                assert item.lines == len(in_piece)
+                # it was given as soon as it was large enough
+                assert len(data) < piece_bytes + max_line_bytes + chunk_bytes + len(BYTE_ORDER_MARK)
+                assert not item.plain or (
+                    not any(needle in data for needle in SKIPPED_BY_DUCKDB)
+                    and all(len(line) <= max_line_bytes for line in in_piece)
+                    and all(line.count(b"{") + line.count(b"[") <= 5 for line in in_piece)
+                )
+                found += digests(in_piece)
                 unterminated.append(item.unterminated)
         except ExportBrokenError as broken:
             error = broken
@@ -593,28 +617,114 @@ def test_blocks_hold_the_lines_whatever_the_sizes(
     assert not unterminated or unterminated[-1] == bool(last)
 
 
+@pytest.mark.parametrize("longest", [10, 38, 39, 40])
+@pytest.mark.parametrize("openings", [0, 4, 5, 6])
+def test_a_look_at_lines_hangs_on_none_of_their_parts(longest: int, openings: int) -> None:
+    odd = (b"[" * openings + b"x" * 40)[: max(longest, openings)]
+    lines = b"[{]}\n{{[[[\n\n" * 3 + odd + b"\n" + b"[[[[\n" * 3
+    for content, part_bytes, scan_bytes in product((lines, lines + odd), [*range(1, 60, 8), 1000], (1, 7, 1000)):
+        look = decode.Look(39)
+        with patch.object(decode, "LOOK_BYTES", scan_bytes), patch.object(decode, "MAX_DEPTH", 5):
+            for start in range(0, len(content), part_bytes):
+                look.at(content[start : start + part_bytes], strange=False)
+        assert look.newlines == content.count(b"\n")
+        fine = longest <= 39 and openings <= 5
+        assert fine or not look.plain, (part_bytes, scan_bytes)
+        if part_bytes == scan_bytes == 1000:
+            assert look.plain == fine
+
+
+def test_events_as_mixpanel_sends_them_are_plain(tmp_path: Path) -> None:
+    some = b'{"event":"E","properties":{"p":"\xe2\x82\xac \xef\xbc\x81 {[{[","list":[1,{"a":[]}],"q":{}}}\r\n' * 500
+    for read_bytes in (613, 1 << 19):
+        with patch.object(spool, "READ_BYTES", read_bytes):
+            plain = [
+                item.plain
+                for item in pieces_of(tmp_path, some, piece_bytes=10_000, max_line_bytes=1000)
+                if isinstance(item, Piece)
+            ]
+        # only where a character is cut that begins as a byte order mark does
+        assert plain
+        assert plain.count(False) <= len(plain) // 3
+
+
+def test_the_files_of_pieces_are_used_again(tmp_path: Path) -> None:
+    """A longer piece leaves nothing behind a shorter one, nor does one that was given up."""
+    read = partial(pieces_of, tmp_path, piece_bytes=1 << 20, max_line_bytes=1000, file_count=1)
+    with pytest.raises(ExportBrokenError):
+        list(read(member(BODY)[:-5000]))
+    assert (tmp_path / "piece-0").stat().st_size > 0
+    for content in (BODY, b"x\n" * 3):
+        (item,) = read(content)
+        assert isinstance(item, Piece)
+        assert item.path.read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir()] == ["piece-0"]
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_who_takes_a_piece_gives_its_file_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, fails: bool) -> None:
+    """Nobody else would, and the reading would wait for it for ever."""
+
+    def no_decoder(*_: object, **__: object) -> Decoder:
+        raise MemoryError("too little for a decoder")
+
+    if fails:
+        monkeypatch.setattr(pipeline, "Decoder", no_decoder)
+    converter = pipeline._Converter(MAPPER, pipeline.Budget.of(settings_for(tmp_path)))
+    files = PieceFiles(tmp_path, 1)
+    path = files.take()
+    path.write_bytes(LINES[0] if fails else LINES[0] + b"{")
+    converted = pipeline._Converted(tmp_path / "rows", tmp_path / "rejects")
+    piece = Piece(path, first_line=0, lines=1 if fails else 2, plain=True, unterminated=not fails)
+    with pytest.raises(MemoryError if fails else ExportBrokenError):
+        converter(piece, files, converted)
+    assert files._free.get_nowait() == path
+
+
 def test_F025_a_line_without_end_takes_no_memory(tmp_path: Path) -> None:
-    piece = random.Random(25).randbytes(1 << 20).replace(b"\n", b" ")
+    part = random.Random(25).randbytes(1 << 20).replace(b"\n", b" ")
+    files = PieceFiles(tmp_path, 2)
     with Spool(tmp_path / "export") as export:
         export.write(b"first\n")
         for _ in range(96):
-            export.write(piece)
+            export.write(part)
         export.write(b"\nlast\n")
         export.finish(proves_end=True)
         tracemalloc.start()
         try:
-            items = list(read_blocks(export, block_bytes=1 << 20, max_line_bytes=2 << 20))
+            items = list(read_pieces(export, files, piece_bytes=1 << 20, max_line_bytes=2 << 20, max_raw_bytes=1000))
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
     assert peak < 12 << 20
     first, line, last = items
-    assert isinstance(first, Block)
-    assert isinstance(last, Block)
+    assert isinstance(first, Piece)
+    assert isinstance(last, Piece)
     assert isinstance(line, OversizedLine)
-    assert (bytes(first.data), bytes(last.data)) == (b"first\n", b"last\n")
-    assert (line.length, line.sha256) == (96 << 20, hashlib.sha256(piece * 96).hexdigest())
-    assert line.start == piece[: len(line.start)]
+    assert (first.path.read_bytes(), last.path.read_bytes()) == (b"first\n", b"last\n")
+    assert (first.first_line, line.first_line, last.first_line) == (0, 1, 2)
+    assert (line.length, line.sha256) == (96 << 20, hashlib.sha256(part * 96).hexdigest())
+    assert line.start == part[:1000]
+
+
+def test_a_large_piece_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.mixpanel.pieces.FIRST_PIECE_BYTES", 1 << 30)
+    files = PieceFiles(tmp_path, 1)
+    lines = b"".join(LINES) * 8
+    with Spool(tmp_path / "export") as export:
+        for _ in range(80):
+            export.write(lines)
+        export.finish(proves_end=True)
+        tracemalloc.start()
+        try:
+            (piece,) = read_pieces(export, files, piece_bytes=1 << 30, max_line_bytes=2 << 20, max_raw_bytes=1000)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert peak < 6 << 20
+    assert isinstance(piece, Piece)
+    assert piece.path.stat().st_size == 80 * len(lines) > 30 << 20
+    assert piece.lines == 80 * 8 * len(LINES)
 
 
 # The spool
@@ -685,11 +795,27 @@ def test_a_full_disk_is_told_apart(tmp_path: Path) -> None:
     assert str(tmp_path) in str(caught.value)
 
 
+async def test_a_disk_that_is_full_of_pieces_is_told_apart(worker: Worker, simulator: Simulator) -> None:
+    lines = b"".join(LINES[:3]) * 2000
+    simulator.set_day(DAY, lines)
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # enough for what comes over the wire
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, usual[1]))
+    try:
+        with pytest.raises(ResourceError, match="spool folder"):
+            await worker.load(source_at(simulator.base_url))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    landed = await worker.load(source_at(simulator.base_url))
+    assert landed.tally.output == lines.count(b"\n")
+
+
 def test_F025_as_much_of_a_long_line_is_kept_as_asked_for(tmp_path: Path) -> None:
     line = b"x" * 3_000_000
     with Spool(tmp_path / "export") as export:
         export.write(line + b"\n")
         export.finish(proves_end=True)
-        (item,) = read_blocks(export, block_bytes=1000, max_line_bytes=1000, max_raw_bytes=900_000)
+        files = PieceFiles(tmp_path, 1)
+        (item,) = read_pieces(export, files, piece_bytes=1000, max_line_bytes=1000, max_raw_bytes=900_000)
     assert isinstance(item, OversizedLine)
     assert (item.start, item.length) == (line[:900_000], len(line))

@@ -407,7 +407,8 @@ async def test_a_batch_that_failed_and_one_that_was_replaced(tmp_path: Path) -> 
         committed(store, last, begun(store, last))
         found = await batch(service, first.batch_id)
         assert found["status"] == "inactive"
-        assert "metrics" not in found
+        assert (found["tags"]["day"], found["errors"]) == (["2024-03-01"], [])
+        assert found["metrics"]["inputRecordCount"] == 4
 
 
 async def test_batches_that_are_none(tmp_path: Path) -> None:
@@ -430,3 +431,21 @@ def test_a_batch_is_found_among_many_runs() -> None:
         found = find_batch(store, load.batch_id)
         assert found is not None
         assert found.run.id == load.run_id
+
+
+def test_a_batch_is_found_however_long_ago_its_run_was_and_none_whose_run_is_lost() -> None:
+    store = MemoryStore()
+    run = run_of()
+    load = begun(store, run)
+    committed(store, run, load)
+    for number in range(2, 2500):
+        store.save_run(run_of(number, flow_id="other"))
+    found = find_batch(store, load.batch_id)
+    assert found is not None
+    assert (found.run.id, found.day, found.is_newest) == (run.id, DAY, True)
+    lost = replace(receipt_of(load), batch_id=str(ULID()), run_id="lost", generation=9)
+    store.adopt(lost)
+    assert find_batch(store, lost.batch_id) is None
+    found = find_batch(store, load.batch_id)
+    assert found is not None
+    assert found.status == "inactive"

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
+    from worker.mixpanel.deduplicate import Contents
+
 Row = tuple[int, int, int, int]
 """The two halves of the key, when it was processed, what it holds."""
 
@@ -50,16 +54,28 @@ def kept_of(folder: Path, rows: Sequence[Row], *, memory_bytes: int = 1 << 20, b
     with Deduplicator(folder, memory_bytes) as deduplicator:
         for start in range(0, len(rows), block_rows):
             add(deduplicator, rows[start : start + block_rows])
-        kept: list[bool] = deduplicator.kept().tolist()
+        kept: list[bool] = deduplicator.kept(contents_of(rows)).tolist()
     assert not list(folder.iterdir())
     return kept
+
+
+def contents_of(rows: Sequence[Row]) -> Contents:
+    """What rows hold, told only of those that have a rival that was processed at the same time."""
+    rivals = Counter(row[:3] for row in rows)
+    contents = np.array([row[3] for row in rows], dtype=np.uint64)
+
+    def contents_of_some(asked: NDArray[np.int64]) -> NDArray[np.uint64]:
+        assert (np.diff(asked) > 0).all()
+        assert all(rivals[rows[row][:3]] > 1 and rows[row][:2] != (0, 0) for row in asked.tolist())
+        return contents[asked]
+
+    return contents_of_some
 
 
 def add(deduplicator: Deduplicator, rows: Sequence[Row]) -> None:
     deduplicator.add(
         np.array([row[:2] for row in rows], dtype=np.uint64).reshape(-1, 2),
         np.array([row[2] for row in rows], dtype=np.int64),
-        np.array([row[3] for row in rows], dtype=np.uint64),
     )
 
 
@@ -107,11 +123,17 @@ def test_of_equal_rows_the_first_stays(folder: Path) -> None:
     assert kept_of(folder, rows) == [True, False, False]
 
 
+def test_the_content_decides_only_between_rows_processed_last(folder: Path) -> None:
+    rows: list[Row] = [(3, 4, 2, 5), (3, 4, 1, 9), (3, 4, 2, LARGEST), (3, 4, 1, 8), (3, 4, 2, 1 << 63), (5, 6, 1, 1)]
+    assert kept_of(folder, rows) == [False, False, True, False, False, True]
+    assert kept_of(folder, rows, memory_bytes=1) == [False, False, True, False, False, True]
+
+
 def test_nothing_is_a_day_too(folder: Path) -> None:
     assert kept_of(folder, []) == []
     with Deduplicator(folder, 1 << 20) as deduplicator:
         add(deduplicator, [])
-        assert deduplicator.kept().tolist() == []
+        assert deduplicator.kept(contents_of([])).tolist() == []
 
 
 @pytest.mark.parametrize("memory_bytes", [1 << 30, 20_000 * RECORD.itemsize])

@@ -99,6 +99,13 @@ async def test_F023_F037_a_hostile_day(worker: Worker, simulator: Simulator) -> 
     assert without == expected
 
 
+def shape(worker: Worker, **sizes: int) -> None:
+    """Give parts of the budget other sizes than the memory would give."""
+    for name, size in sizes.items():
+        assert hasattr(worker._pipeline._budget, name)
+        object.__setattr__(worker._pipeline._budget, name, size)
+
+
 def comparable(landed: Landed) -> tuple[Counter[str], Counter[str], Any]:
     """A day without the order of its lines."""
     rejects = [{**reject, "line": None} for reject in landed.rejects]
@@ -111,12 +118,18 @@ async def test_F031_F040_a_day_hangs_neither_on_blocks_nor_on_pieces_nor_on_orde
 ) -> None:
     lines = hostile_day(2)
     found = []
-    for number, (block_bytes, piece_bytes) in enumerate([(4 << 20, 1 << 20), (20_000, 4_999), (150_000, 65_536)]):
-        monkeypatch.setattr("worker.mixpanel.spool.READ_BYTES", piece_bytes)
-        monkeypatch.setattr("worker.mixpanel.body.INFLATE_BYTES", piece_bytes)
+    sizes = [
+        # pieces, blocks, what is read and inflated at once, rows that are handed on together
+        (4 << 20, 4 << 20, 1 << 20, 16_384),
+        (20_000, 4_000, 4_999, 7),
+        (150_000, 20_000, 65_536, 500),
+    ]
+    for number, (piece_bytes, block_bytes, read_bytes, stream_rows) in enumerate(sizes):
+        for name in ("spool.READ_BYTES", "body.INFLATE_BYTES", "body.DEFLATED_BYTES", "decode.READ_BYTES"):
+            monkeypatch.setattr(f"worker.mixpanel.{name}", read_bytes)
+        monkeypatch.setattr("worker.mixpanel.decode.STREAM_ROWS", stream_rows)
         async with Worker(tmp_path, max_reject_bytes=300) as worker:
-            budget = worker._pipeline._budget
-            object.__setattr__(budget, "block_bytes", block_bytes)
+            shape(worker, piece_bytes=piece_bytes, block_bytes=block_bytes)
             found.append(await load(worker, simulator, lines))
             random.Random(number).shuffle(lines)
             found.append(await load(worker, simulator, lines))
@@ -126,6 +139,113 @@ async def test_F031_F040_a_day_hangs_neither_on_blocks_nor_on_pieces_nor_on_orde
     for landed in found[1:]:
         for ours, theirs in zip(comparable(landed), comparable(found[0]), strict=True):
             assert ours == theirs
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 1000, 1 << 20])
+async def test_F023_rejects_name_their_lines_whichever_way_these_are_read(
+    tmp_path: Path, simulator: Simulator, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
+) -> None:
+    """Pieces that DuckDB reads and pieces that it does not; rejects of decoding and of mapping; blank lines."""
+    monkeypatch.setattr("worker.mixpanel.spool.READ_BYTES", 500)
+    monkeypatch.setattr("worker.mixpanel.body.INFLATE_BYTES", 500)
+    monkeypatch.setattr("worker.mixpanel.decode.STREAM_ROWS", 3)
+    mapper = mapper_of(
+        {"who": "properties.distinct_id", "time": "properties.time"},
+        {"type": "object", "properties": {"who": {"type": "string"}, "time": {"type": "integer"}}, "required": ["who"]},
+    )
+    odd = {
+        4: b'{"event":null,"properties":{"distinct_id":"d"}}',
+        9: b"",
+        10: b'{"event":"nobody","properties":{"time":1.50}}',
+        15: b'{"event":["x"],"properties":{}}',
+        31: b" \t",
+        32: BAD,
+        33: b'{"event":"nobody"}',
+        50: b'{"event":"nobody","properties":{"distinct_id":null}}',
+        58: b"",
+        59: b'{"event":5}',
+    }
+    lines = [odd.get(number, good(number)) for number in range(60)]
+    async with Worker(tmp_path, mapper=mapper) as worker:
+        shape(worker, piece_bytes=piece_bytes, block_bytes=300)
+        landed = await load(worker, simulator, lines)
+    assert [(reject["line"], reject["stage"], reject["raw"]) for reject in landed.rejects] == [
+        (number + 1, "map" if b"nobody" in line else "decode", line.decode())
+        for number, line in odd.items()
+        if line.strip()
+    ]
+    assert landed.tally.skipped == 3
+    # pieces keep the order of the export
+    assert [row["time"] for row in landed.rows] == [1_700_000_000 + number for number in range(60) if number not in odd]
+
+
+TIED = [
+    b'{"event":"E","properties":{"time":5,"distinct_id":"d","$insert_id":"i","mp_processing_time_ms":7,%b}}' % text
+    for text in (
+        b'"p":"a","q":1',
+        b'"p":"a","q":1.50',
+        b'"p":"b"',
+        b'"q":"\\u00e9"',
+        b'"p":"","q":""',
+        b'"p":null',
+        b'"p":{}',
+    )
+]
+EARLIER = TIED[0].replace(b":7", b":6").replace(b'"a"', b'"zzz"')
+
+
+@pytest.mark.parametrize(
+    ("destinations", "key_bytes"), [(("p", "q"), 1 << 20), (("p", "q"), 1), (("chosen", "content"), 1 << 20)]
+)
+async def test_F039_F040_of_events_processed_at_once_the_same_one_stays(
+    tmp_path: Path, simulator: Simulator, destinations: tuple[str, str], key_bytes: int
+) -> None:
+    chance = random.Random(39)
+    columns = dict(zip(destinations, ("properties.p", "properties.q"), strict=True))
+    mapper = mapper_of({"insert_id": "properties.$insert_id", **columns, "deep.p": "properties.p"})
+    stayed = set()
+    async with Worker(tmp_path, mapper=mapper) as worker:
+        # the last two map to the same row
+        for pair in (
+            TIED[:2],
+            TIED[2:4],
+            TIED,
+            [*TIED, EARLIER],
+            [TIED[5], TIED[0].replace(b'"p":"a","q":1', b'"r":1')],
+        ):
+            rows = set()
+            for piece_bytes in (1, 1 << 20):
+                shape(worker, piece_bytes=piece_bytes, key_bytes=key_bytes)
+                for _ in range(3):
+                    lines = [*pair, *pair, *(good(number) for number in range(3))]
+                    chance.shuffle(lines)
+                    landed = await load(worker, simulator, lines)
+                    assert landed.tally.deduplicated == 2 * len(pair) - 1
+                    (row,) = [row for row in landed.rows if row["insert_id"] == "i"]
+                    rows.add(repr(row))
+            assert len(rows) == 1
+            stayed |= rows
+    assert len(stayed) >= 3
+    assert not any("zzz" in row for row in stayed)
+
+
+async def test_F030_F040_paths_above_each_other_land_in_rows(
+    tmp_path: Path, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole day of such lines, of which DuckDB can read all, or all but some."""
+    monkeypatch.setattr("worker.mixpanel.decode.STREAM_ROWS", 1000)
+    mapper = mapper_of({"all": "properties", "x": "properties.x", "y": "properties.x.y", "name": "event"})
+    lines = [b'{"event":"E","properties":{"x":{"y":%d.50},"z":"s"}}' % number for number in range(4000)]
+    rows: list[dict[str, Any]] = [
+        {"all": f'{{"x":{{"y":{n}.50}},"z":"s"}}', "x": f'{{"y":{n}.50}}', "y": f"{n}.50", "name": "E"}
+        for n in range(4000)
+    ]
+    async with Worker(tmp_path, mapper=mapper) as worker:
+        shape(worker, piece_bytes=50_000)
+        assert (await load(worker, simulator, lines)).rows == rows
+        lines[2000] = b'{"event":"E","properties":{"x":"text"}}'
+        rows[2000] = {"all": '{"x":"text"}', "x": "text", "y": None, "name": "E"}
+        assert (await load(worker, simulator, lines)).rows == rows
 
 
 async def test_F032_lenient_lines_are_counted_once(worker: Worker, simulator: Simulator) -> None:

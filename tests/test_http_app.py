@@ -424,6 +424,8 @@ async def test_F160_a_name_that_was_made_to_point_here_is_refused(tmp_path: Path
         port = service.base.rpartition(":")[2]
         for host in (f"localhost:{port}", f"[::1]:{port}"):
             await service.json("GET", f"{FLOW}/flows", headers={"Host": host})
+        for path in ("/healthz", "/readyz/"):
+            await service.json("GET", path, headers={"Host": "10.1.2.3:8080"})
 
 
 # Errors

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import json
 import random
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 import pytest
 
 from tests.support import MAPPER, flow_of, settings_for
+from worker import events
 from worker.errors import ConfigurationError, DayNotBegunError, ExportUnavailableError, StoreError
-from worker.keeper import REQUESTS, Keeper
+from worker.keeper import REQUESTS, RUNS_A_LOOK, Keeper
+from worker.metrics import Metrics
 from worker.mixpanel.calendar import day_bounds, today
 from worker.mixpanel.export import MixpanelExports
 from worker.mixpanel.simulator import DEMO_PASSWORD, DEMO_PROJECT_ID, DEMO_USERNAME, Simulator
@@ -28,7 +34,6 @@ from worker.store import MemoryStore, RunQuery
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from worker.mixpanel.spool import Spool
     from worker.model import Flow, Source
@@ -308,6 +313,158 @@ async def test_a_store_that_fails_is_told_and_asked_again(world: World, monkeypa
     await tick(keeper)
     assert [*troubles, keeper.trouble] == ["The database is away.", None]
     assert len(world.runs(flow_id)) == 1
+
+
+async def test_the_newest_run_that_has_begun_counts_however_many_wait(world: World) -> None:
+    flow_id = world.flows.add("events", Schedule(HOURLY.start_time, "day", 1))
+    await tick(world.keeper())
+    world.flows.all[flow_id] = (world.flows.all[flow_id][0], False)
+    world.mixpanel.gate = asyncio.Event()
+    keeper = world.keeper(flows_at_once=1)
+    world.now += timedelta(minutes=1)
+    asked = [await keeper.request_run(flow_id, None, None) for _ in range(RUNS_A_LOOK + 1)]
+    await keeper.close()
+    for request in world.store.objects(REQUESTS):
+        world.store.delete_object(REQUESTS, request.id)
+    world.flows.all[flow_id] = (world.flows.all[flow_id][0], True)
+    world.mixpanel.gate.set()
+    await tick(world.keeper())
+    assert {run.id for run in world.runs(flow_id) if run.completed_at is not None} - set(asked) != set()
+    assert len(world.runs(flow_id)) == 1 + len(asked), "the flow is not due, whatever waits"
+
+
+# What is told
+
+
+async def test_the_quota_that_is_left_is_that_of_the_projects_that_were_run(world: World) -> None:
+    ids = [world.flows.add(f"flow-{number}") for number in range(3)]
+    for number, flow_id in enumerate(ids):
+        flow, enabled = world.flows.all[flow_id]
+        source = replace(flow.source, project_id=f"{number // 2}", lookback_days=0)
+        world.flows.all[flow_id] = (replace(flow, source=source), enabled)
+    keeper = world.keeper(exports_per_hour=60)
+    assert keeper.quota_left() == {}
+    await tick(keeper)
+    assert keeper.quota_left() == {"0": 58.0, "1": 59.0}
+    world.store.hold_requests("1", world.now + timedelta(minutes=10))
+    text = Metrics(quota_left=keeper.quota_left).text().decode()
+    assert 'mixpanel_worker_export_quota_left{project="0"} 58.0' in text
+    assert 'mixpanel_worker_export_quota_left{project="1"} 0.0' in text
+    del world.flows.all[ids[2]]
+    world.now += timedelta(hours=1)
+    await tick(keeper)
+    assert keeper.quota_left() == {"0": 58.0}
+
+
+async def test_the_quota_is_told_of_a_bounded_number_of_projects(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.keeper.MOST_PROJECTS", 2)
+    keeper = world.keeper()
+    for number in (1, 2, 3, 1):
+        flow_id = world.flows.add(f"flow-{number}", None)
+        flow, enabled = world.flows.all[flow_id]
+        world.flows.all[flow_id] = (replace(flow, source=replace(flow.source, project_id=f"{number}")), enabled)
+        await keeper.request_run(flow_id, None, None)
+        await settle(keeper)
+    assert set(keeper.quota_left()) == {"1", "3"}
+
+
+async def test_who_is_ending_is_not_ready(world: World) -> None:
+    keeper = world.keeper()
+    assert keeper.reasons_not_ready() == []
+    closing = asyncio.ensure_future(keeper.close())
+    await asyncio.sleep(0)
+    assert keeper.reasons_not_ready() == ["the service is ending"]
+    await closing
+
+
+# What nobody foresaw
+
+
+async def test_F080_a_tick_that_breaks_ends_the_watch(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> list[FlowEntry]:
+        raise LookupError("a bug")
+
+    monkeypatch.setattr(world.flows, "flows", fail)
+    async with world.keeper() as keeper:
+        with pytest.raises(LookupError, match="a bug"):
+            await keeper.watch()
+
+
+async def test_F080_a_scheduler_that_breaks_ends_the_watch(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> float:
+        raise LookupError("a bug")
+
+    handled: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: handled.append(context))
+    async with world.keeper() as keeper:
+        monkeypatch.setattr("apscheduler.schedulers.base.BaseScheduler._process_jobs", fail)
+        keeper._scheduler.wakeup()
+        with pytest.raises(LookupError, match="a bug"):
+            await keeper.watch()
+
+
+async def test_F080_a_run_that_breaks_is_told_and_the_other_flows_go_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, sound = world.flows.add("broken"), world.flows.add("sound")
+    prepare = world.sink.prepare
+
+    def fail(table: Any) -> None:
+        if table.flow_id == broken:
+            raise LookupError("a secret bug")
+        prepare(table)
+
+    monkeypatch.setattr(world.sink, "prepare", fail)
+    keeper = world.keeper()
+    await tick(keeper)
+    [run] = world.runs(broken)
+    assert (run.state, run.error_code) == (RunState.FAILED, "WORKER-1000-500")
+    assert "LookupError" in run.error_message
+    assert "secret" not in run.error_message
+    [trouble] = [event for event in world.heard if isinstance(event, events.ServiceTrouble)]
+    assert trouble.flow_id == broken
+    assert [run.state for run in world.runs(sound)] == [RunState.SUCCESS]
+    await keeper.close()
+
+
+# Months
+
+
+def held_now() -> dict[str, int]:
+    """What a process must not hold more of from day to day."""
+    gc.collect()
+    own = Path("/proc/self")
+    if not own.exists():
+        return {"threads": threading.active_count(), "tasks": len(asyncio.all_tasks())}
+    threads, files = (len(list((own / kind).iterdir())) for kind in ("task", "fd"))
+    return {"threads": threads, "files": files, "tasks": len(asyncio.all_tasks())}
+
+
+async def test_F082_three_hundred_runs_leave_no_thread_file_or_task_behind(world: World) -> None:
+    """Some fail, some are of days with events, so that all that a run opens is opened."""
+    flow_id = world.flows.add("events", Schedule(int(NOON.timestamp()), "hour", 1))
+    flow, enabled = world.flows.all[flow_id]
+    world.flows.all[flow_id] = (replace(flow, source=replace(flow.source, lookback_days=0)), enabled)
+    keeper = world.keeper(processors=2)
+    # the loop's own threads are made when they are wanted, up to a bound: all of them at once
+    pool = ThreadPoolExecutor(4)
+    asyncio.get_running_loop().set_default_executor(pool)
+    together = threading.Barrier(4)
+    await asyncio.gather(*(asyncio.to_thread(together.wait) for _ in range(4)))
+    held: list[dict[str, int]] = []
+    for number in range(300):
+        world.mixpanel.arrived.setdefault(today(ZONE, world.now), []).append(f"{number}")
+        world.mixpanel.failing = number % 10 == 7
+        await tick(keeper)
+        if number in {19, 299}:
+            held.append(held_now())
+        world.now += timedelta(hours=1)
+    await keeper.close()
+    states = Counter(run.state for run in world.runs(flow_id))
+    assert states == {RunState.SUCCESS: 270, RunState.FAILED: 30}
+    after_twenty, after_all = held
+    # a library may have taken up a thread of its own meanwhile; a leak would show hundreds
+    assert all(abs(after_all[kind] - after_twenty[kind]) <= 2 for kind in after_all), held
 
 
 # Sixty days

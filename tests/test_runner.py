@@ -127,14 +127,51 @@ async def test_f51_next_day_is_exported_while_this_one_is_worked_on(world: World
     assert commits(effects) == [f"{FIRST} events committed", f"{SECOND} events committed"]
 
 
-async def test_days_are_committed_in_order_though_the_later_one_is_ready_first(world: World) -> None:
+async def test_days_are_committed_in_order_though_the_later_one_is_ready_first(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.pipeline.PROGRESS_SECONDS", 0)
+    ready = threading.Event()
     effects = Effects()
-    # blank lines are looked at one by one, which takes its time
-    world.answers[FIRST] = [body_of(FIRST, "new") + b"\n" * 500_000]
-    await world.run(TWO, effects, processors=2)
-    staged_first = effects.names.index(f"{FIRST} events_rejects staged")
+
+    def at(name: str, after: bool) -> None:
+        if name == f"{SECOND} events_rejects staged" and after:
+            ready.set()
+
+    def listener(event: events.Event) -> None:
+        # the rows of the first day are decoded, and not one of them is staged
+        if isinstance(event, events.ExportProgressed) and event.load.day == FIRST and event.rows:
+            assert ready.wait(GENEROUS_SECONDS)
+
+    effects.at = at
+    await world.run(TWO, effects, listener=listener, processors=2)
+    staged_first = effects.names.index(f"{FIRST} events staged")
     assert effects.names.index(f"{SECOND} events_rejects staged") < staged_first
     assert effects.names.index(f"{FIRST} succeeded saved") < effects.names.index(f"{SECOND} committing saved")
+
+
+async def test_one_day_after_another_is_staged_though_all_are_decoded(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.pipeline.PROGRESS_SECONDS", 0)
+    decoded = threading.Semaphore(0)
+    effects = Effects()
+
+    def listener(event: events.Event) -> None:
+        if isinstance(event, events.ExportProgressed) and event.rows:
+            decoded.release()
+
+    def at(name: str, after: bool) -> None:
+        if name.endswith(" events staged") and not after and sum(" staged" in known for known in effects.names) == 1:
+            # before the first of them is staged all others have got as far as they can get
+            assert all(decoded.acquire(timeout=GENEROUS_SECONDS) for _ in DAYS)
+
+    effects.at = at
+    await world.run(DAYS, effects, listener=listener, days_ahead=len(DAYS))
+    staged = [name for name in effects.names if name.endswith(" staged")]
+    days = [name.partition(" ")[0] for name in staged[::2]]
+    assert sorted(days) == [str(day) for day in DAYS]
+    assert staged == [f"{day} {table} staged" for day in days for table in ("events", "events_rejects")]
 
 
 @pytest.mark.parametrize("days_ahead", [0, 1, 3])

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.errors import ConfigurationError
+from worker.model import Secret
 from worker.settings import SETTINGS, Settings, load_settings, split_authority, unknown_settings
 
 
@@ -26,6 +27,8 @@ def test_each_value_has_the_type_of_its_field() -> None:
         value = getattr(settings, name)
         if str in map(type, get_args(hint)):
             assert value in get_args(hint)
+        elif type(None) in get_args(hint):
+            assert value is None
         else:
             assert type(value) is type(Path()) if hint is Path else type(value) is (get_origin(hint) or hint)
 
@@ -62,6 +65,8 @@ def test_defaults() -> None:
             "Proxy.example, 10.0.0.5:8443,[FD00:0::1]:9000,other.example:443,",
             frozenset({"proxy.example", "10.0.0.5:8443", "[fd00::1]:9000", "other.example"}),
         ),
+        ("WORKER_API_TOKENS", " 0123456789abcdef, ", (Secret("0123456789abcdef"),)),
+        ("WORKER_HTTP_HOSTS", "Worker.example,[FD00:0::1]", frozenset({"worker.example", "[fd00::1]"})),
     ],
 )
 def test_values(name: str, text: str, value: object) -> None:
@@ -73,7 +78,11 @@ def test_values(name: str, text: str, value: object) -> None:
     ("name", "text", "problem"),
     [
         ("WORKER_LAKE", "s3://bucket/lake", "it takes a folder of this machine"),
-        ("WORKER_STATE", "worker.db", "it takes a database URL such as sqlite:///./worker.db"),
+        (
+            "WORKER_STATE",
+            "worker.db",
+            "it takes a database URL such as sqlite:///./worker.db or postgresql://user:password@host/database",
+        ),
         ("WORKER_EXPORTS_PER_HOUR", "0", "it takes a whole number of at least 1"),
         ("WORKER_EXPORTS_PER_HOUR", "1_000", "it takes a whole number of at least 1"),
         ("WORKER_EXPORTS_PER_HOUR", "٣", "it takes a whole number of at least 1"),
@@ -94,6 +103,18 @@ def test_values(name: str, text: str, value: object) -> None:
         ("WORKER_LOG_FORMAT", "xml", "it takes one of auto, json, console"),
         ("WORKER_EXPORT_HOSTS", "https://proxy.example", "it takes host or host:port, in ASCII"),
         ("WORKER_EXPORT_HOSTS", "user@proxy.example", "a user name does not belong there"),
+        (
+            "WORKER_API_TOKENS",
+            "0123456789abcdef,tooshort",
+            "it takes tokens of at least 16 characters, which are printable ASCII without spaces",
+        ),
+        (
+            "WORKER_API_TOKENS",
+            "0123456789 abcdef",
+            "it takes tokens of at least 16 characters, which are printable ASCII without spaces",
+        ),
+        ("WORKER_HTTP_HOSTS", "worker.example:443", "it takes names without a port"),
+        ("WORKER_HTTP_HOSTS", "https://worker.example", "it takes host or host:port, in ASCII"),
         ("WORKER_EXPORT_HOSTS", "proxy.example:0", "a port lies between 1 and 65535"),
     ],
 )
@@ -117,6 +138,15 @@ def test_a_password_in_the_database_url_is_not_printed() -> None:
     with pytest.raises(ConfigurationError) as caught:
         load_settings({"WORKER_STATE": "worker:hunter2@db"})
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["hunter2", "canary-hunter2-0123456789", "canary hunter2 0123456789"])
+def test_a_token_is_not_printed(text: str) -> None:
+    try:
+        told = repr(load_settings({"WORKER_API_TOKENS": text, "WORKER_API_CLIENTS": "me:canary-hunter2-9876543210"}))
+    except ConfigurationError as error:
+        told = str(error)
+    assert "hunter2" not in told
 
 
 def test_a_variable_that_nothing_reads_is_told_with_the_nearest_that_is_read() -> None:

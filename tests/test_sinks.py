@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -25,6 +27,7 @@ from worker.errors import (
     CommitUnknownError,
     ConfigurationError,
     OwnerConflictError,
+    ResourceError,
     SchemaConflictError,
     SinkError,
     StaleGenerationError,
@@ -872,13 +875,96 @@ def test_batches_are_gathered_into_large_groups(delta_lake: Lake, monkeypatch: p
     stage = prepared(delta_lake).stage(TABLE, load_of())
     for _ in range(25):
         stage.write(batch_of(rows_of(*"abcdefghij" * 10)))
-    stage.seal()
-    (path,) = data_files(delta_lake)
-    footer = pq.read_metadata(path)
-    assert [footer.row_group(number).num_rows for number in range(footer.num_row_groups)] == [1000, 1000, 500]
+    size_bytes, file_count = stage.seal()
+    files = data_files(delta_lake)
+    assert (size_bytes, file_count) == (sum(path.stat().st_size for path in files), 2)
+    footers = [pq.read_metadata(path) for path in files]
+    groups = [[footer.row_group(number).num_rows for number in range(footer.num_row_groups)] for footer in footers]
+    assert groups == [[1000, 500], [1000]]
 
 
-def test_f91_full_disk_is_said_and_leaves_nothing(delta_lake: Lake) -> None:
+@pytest.mark.parametrize("file_bytes", [1 << 30, 20_000, 1])
+def test_row_groups_are_encoded_side_by_side_and_no_row_is_lost(
+    delta_lake: Lake, monkeypatch: pytest.MonkeyPatch, file_bytes: int
+) -> None:
+    monkeypatch.setattr(delta, "_GROUP_ROWS", 100)
+    monkeypatch.setattr(delta, "_FILE_BYTES", file_bytes)
+    stage = prepared(delta_lake).stage(TABLE, load_of())
+    names = [f"city {number}" for number in range(3000)]
+    for start in range(0, len(names), 70):
+        stage.write(batch_of(rows_of(*names[start : start + 70])))
+        stage.write(batch_of([]))
+    _, file_count = stage.seal()
+    if file_bytes == 1 << 30:
+        assert file_count == 2
+    elif file_bytes == 1:
+        assert file_count == -(-len(names) // 70)
+    else:
+        assert 2 < file_count < len(names) // 70
+    stage.commit(receipt_of(load_of(), len(names)))
+    assert sorted(cities(delta_lake.rows())) == sorted(names)
+    live = DeltaTable(str(delta_lake.folder / TABLE.name))
+    actions = pa.table(live.get_add_actions()).to_pylist()
+    assert (len(actions), sum(action["num_records"] for action in actions)) == (file_count, len(names))
+    assert live.count() == len(names)
+    assert encoders() == []
+
+
+def encoders() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("encode")]
+
+
+@pytest.mark.parametrize("group", [1, 2, 3, 6, 7])
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [(OSError(errno.ENOSPC, "No space left on device"), ResourceError), (pa.ArrowInvalid("bad rows"), SinkError)],
+    ids=["full", "bad"],
+)
+def test_f91_an_error_in_encoding_is_that_of_the_stage_and_leaves_nothing(
+    delta_lake: Lake, monkeypatch: pytest.MonkeyPatch, group: int, error: Exception, raised: type[Exception]
+) -> None:
+    put(prepared(delta_lake), load_of(1), rows_of("Oslo"))
+    kept = data_files(delta_lake)
+    monkeypatch.setattr(delta, "_GROUP_ROWS", 10)
+    real = pq.ParquetWriter.write_table
+    numbers = count(1)
+
+    def fail(writer: pq.ParquetWriter, table: pa.Table, **options: Any) -> None:
+        if next(numbers) == group:
+            raise error
+        real(writer, table, **options)
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", fail)
+    stage = delta_lake.open().stage(TABLE, load_of(2))
+    with pytest.raises(raised, match="2024-01-09 could not be staged") as caught:  # noqa: PT012 - where it comes depends on the threads
+        for _ in range(7):
+            stage.write(batch_of(rows_of(*"abcdefghij")))
+        stage.seal()
+    assert type(caught.value) is raised
+    assert str(error) in str(caught.value)
+    stage.abandon()
+    assert encoders() == []
+    assert data_files(delta_lake) == kept
+    stage.abandon()
+    assert delta_lake.rows() == rows_of("Oslo")
+
+
+def test_a_stage_that_is_abandoned_while_rows_are_encoded_leaves_nothing(
+    delta_lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delta, "_GROUP_ROWS", 1000)
+    sink = prepared(delta_lake)
+    for groups in range(1, 6):
+        stage = sink.stage(TABLE, load_of(groups))
+        for _ in range(groups + 1):
+            stage.write(batch_of(rows_of(*"abcdefghij" * 100)))
+        stage.abandon()
+        assert encoders() == []
+        assert data_files(delta_lake) == []
+
+
+@pytest.mark.parametrize("group_rows", [1000, 1 << 16, 1 << 20])
+def test_f91_full_disk_is_said_and_leaves_nothing(delta_lake: Lake, group_rows: int) -> None:
     put(prepared(delta_lake), load_of(1), rows_of("Oslo"))
     kept = data_files(delta_lake)
     code = f"""
@@ -886,6 +972,7 @@ import os, resource, signal
 from worker.errors import ResourceError
 from tests.test_sinks import *
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+delta._GROUP_ROWS = {group_rows}
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 stage = open_sink("delta", {str(delta_lake.folder)!r}).stage(TABLE, load_of(2))
 try:
@@ -895,6 +982,7 @@ try:
 except ResourceError as error:
     print(error)
     stage.abandon()
+assert encoders() == []
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")

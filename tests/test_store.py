@@ -307,6 +307,18 @@ def test_pages_neither_skip_nor_repeat_a_run_while_others_are_added_and_change(
     assert seen == before
 
 
+def test_the_newest_run_of_each_flow_is_found_at_once(store: Store) -> None:
+    for number in range(6):
+        for flow_id in ("a", "b", "é"):
+            store.save_run(run_of(id=f"{flow_id}{number}", flow_id=flow_id, started_at=NOW + number % 5 * SECOND))
+    store.save_run(run_of(id="a9", flow_id="a", started_at=NOW + 4 * SECOND))
+    many = [f"none-{number}" for number in range(1200)]
+    found = store.newest_runs(["é", "a", "a", *many, "x'\"x"])
+    assert {flow_id: run.id for flow_id, run in found.items()} == {"a": "a9", "é": "é4"}
+    assert found["a"] == store.run("a9")
+    assert store.newest_runs([]) == {}
+
+
 def test_a_question_that_the_run_behind_which_it_goes_on_no_longer_meets_is_answered(store: Store) -> None:
     save_six_runs(store)
     query = RunQuery(states=(RunState.SUCCESS,))
@@ -347,6 +359,8 @@ def test_objects_of_a_kind_come_oldest_first(store: Store) -> None:
     assert [item.id for item in store.objects("flows")] == ["b", "a", "c", "d"]
     assert store.objects("flows")[0].document == {"name": "new"}
     assert store.objects("missing") == []
+    assert [item.id for item in store.objects("flows", ["c", "b", "x", "c"])] == ["b", "c"]
+    assert store.objects("flows", []) == []
 
 
 def test_an_object_is_of_its_kind(store: Store) -> None:
@@ -542,6 +556,18 @@ def test_an_older_attempt_that_ends_late_leaves_the_newer_one_alone(store: Store
     assert store.succeeded_receipts("flow") == {DAY: receipt}
 
 
+def test_a_load_is_found_by_its_batch_whatever_became_of_it(store: Store) -> None:
+    loads = [brought_to(store, state) for state in LoadState]
+    foreign = receipt_of(loads[0], batch_id="foreign", generation=9)
+    store.adopt(foreign)
+    records = [store.load(load.batch_id) for load in loads]
+    assert [(record.load, record.state) for record in records if record] == list(zip(loads, LoadState, strict=True))
+    adopted = store.load("foreign")
+    assert adopted is not None
+    assert (adopted.state, adopted.receipt) == (LoadState.SUCCEEDED, foreign)
+    assert store.load("none") is None
+
+
 def test_open_loads_come_oldest_first(store: Store) -> None:
     days = [DAY + timedelta(days=number) for number in (2, 0, 1)]
     loads = [store.begin_load("flow", day, "r", NOW - timedelta(seconds=i), 0) for i, day in enumerate(days)]
@@ -559,6 +585,20 @@ def test_the_newest_receipt_of_each_day_counts_and_a_later_failure_does_not_hide
     receipts = store.succeeded_receipts("flow")
     assert receipts == {DAY: newest, next_day: later}
     assert list(receipts) == [DAY, next_day]
+
+
+def test_the_newest_receipts_of_some_days_are_found_at_once(store: Store) -> None:
+    expected = {}
+    for flow_id in ("a", "b"):
+        for number in range(3):
+            day = DAY + timedelta(days=number)
+            for _ in range(number):
+                expected[flow_id, day] = succeed(store, store.begin_load(flow_id, day, "run-1", NOW, 0))
+            store.save_load(store.begin_load(flow_id, day, "run-2", NOW, 0), LoadState.FAILED)
+    del expected["b", DAY + timedelta(days=1)]
+    asked = [*expected, ("a", DAY), ("x", DAY), *((f"{number}", DAY) for number in range(600))]
+    assert store.newest_receipts(asked) == expected
+    assert store.newest_receipts([]) == {}
 
 
 @pytest.mark.parametrize("state", list(LoadState))
@@ -627,6 +667,42 @@ def test_a_hold_reaches_an_hour_ahead_at_most(store: Store) -> None:
     assert store.reserve_request("p", NOW, 60, 3) == HOUR_SECONDS
     assert store.reserve_request("p", NOW + timedelta(minutes=59), 60, 3) == 60.0
     assert store.reserve_request("p", NOW + timedelta(hours=1), 60, 3) == 0.0
+
+
+def test_requests_left_are_those_of_the_hour_and_none_during_a_hold(store: Store) -> None:
+    assert store.requests_left("p", NOW, 60) == 60
+    for _ in range(3):
+        store.reserve_request("p", NOW, 60, 3)
+    assert store.requests_left("p", NOW, 60) == 57
+    assert store.requests_left("p", NOW, 2) == 0
+    assert store.requests_left("other", NOW, 60) == 60
+    store.hold_requests("p", NOW + timedelta(seconds=40))
+    assert store.requests_left("p", NOW + timedelta(seconds=39), 60) == 0
+    assert store.requests_left("p", NOW + timedelta(seconds=40), 60) == 57
+    assert store.requests_left("p", NOW + timedelta(hours=1), 60) == 60
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=40, deadline=None)
+@given(
+    asked_minutes=st.lists(st.integers(0, 90), max_size=12),
+    held_minutes=st.none() | st.integers(-10, 200),
+    now_minutes=st.integers(-100, 200),
+)
+def test_as_many_requests_are_let_through_as_were_left(
+    kind: str, asked_minutes: list[int], held_minutes: int | None, now_minutes: int
+) -> None:
+    now = NOW + timedelta(minutes=now_minutes)
+    with opened(kind) as store:
+        for minutes in asked_minutes:
+            store.reserve_request("p", NOW + timedelta(minutes=minutes), 1000, 1000)
+        if held_minutes is not None:
+            store.hold_requests("p", NOW + timedelta(minutes=held_minutes))
+        left = store.requests_left("p", now, 8)
+        let_through = 0
+        while store.reserve_request("p", now, 8, 1000) == 0:
+            let_through += 1
+    assert let_through == left
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -755,7 +831,9 @@ class Twins(RuleBasedStateMachine):
     def look_at_loads(self, flow_id: str, day: date) -> None:
         self.both(lambda store: store.newest_load(flow_id, day))
         self.both(lambda store: store.open_loads(flow_id))
+        self.both(lambda store: store.load(f"batch-{self.count:03}"))
         self.both(lambda store: list(store.succeeded_receipts(flow_id).items()))
+        self.both(lambda store: store.newest_receipts([(flow_id, day), ("other", DAY)]))
 
     @rule(flow_id=flow_ids, name=st.sampled_from(["A", "B"]))
     def save_flow(self, flow_id: str, name: str) -> None:
@@ -786,6 +864,7 @@ class Twins(RuleBasedStateMachine):
             )
         )
         self.both(lambda store: [store.count_runs(query), store.find_runs(query, 2), store.find_runs(query, 20)])
+        self.both(lambda store: store.newest_runs(["flow", "other", "missing"]))
 
     @rule(target=etags, kind=kinds, object_id=object_ids, sealed=st.none() | st.binary(max_size=3))
     def create_object(self, kind: str, object_id: str, sealed: bytes | None) -> str:
@@ -822,6 +901,7 @@ class Twins(RuleBasedStateMachine):
     def reserve_request(self, project_id: str, times: int) -> None:
         for _ in range(times):
             self.both(lambda store: store.reserve_request(project_id, self.now, 6, 2))
+        self.both(lambda store: store.requests_left(project_id, self.now, 6))
 
     @rule(project_id=projects, seconds=st.sampled_from([-10, 2, 90, 9000]))
     def hold_requests(self, project_id: str, seconds: int) -> None:

@@ -240,14 +240,20 @@ def run(
 
 
 def _serve(settings: Settings, paths: list[Path]) -> None:
+    import faulthandler
+
     from worker.daemon import serve
     from worker.telemetry import LogListener
 
+    # a crash of a library leaves where it was (F88)
+    faulthandler.enable()
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
     listener = LogListener(settings, as_json=as_json)
 
+    closed = settings.api_clients or settings.api_tokens
+
     def on_ready(url: str) -> None:
-        _say(f"Serving at {url}" + ("" if settings.api_clients else ", open to everybody on this machine"))
+        _say(f"Serving at {url}" + ("" if closed else ", open to everybody on this machine"))
 
     try:
         _run_interruptibly(serve(settings, paths, os.environ, listener, on_ready=on_ready))

@@ -8,11 +8,12 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from aiohttp import web
 
-from worker.errors import ConfigurationError, ResourceError
+from worker import events
+from worker.errors import ConfigurationError, ResourceError, place_of
 from worker.flow_file import load_flow
 from worker.http.app import make_app
 from worker.http.auth import LOOPBACK_HOSTS, Gate
@@ -63,10 +64,10 @@ def check_exposure(settings: Settings) -> None:
     host, _ = settings.http
     if is_loopback(host):
         return
-    if not settings.api_clients:
+    if not settings.api_clients and not settings.api_tokens:
         raise ConfigurationError(
             f"The service would listen on {host}, where others can reach it, and nobody would need a password.",
-            advice="Set WORKER_API_CLIENTS=id:secret, or let WORKER_HTTP name 127.0.0.1.",
+            advice="Set WORKER_API_CLIENTS=id:secret or WORKER_API_TOKENS, or let WORKER_HTTP name 127.0.0.1.",
         )
     if not settings.tls_proxy:
         raise ConfigurationError(
@@ -78,6 +79,14 @@ def check_exposure(settings: Settings) -> None:
             "WORKER_KEY_FILE is needed where others can reach the service: credentials are encrypted with that key.",
             advice="Give it a file that holds a key, kept apart from the state database.",
         )
+
+
+def own_names(settings: Settings) -> frozenset[str] | None:
+    """The names by which a request may call the service; None: any."""
+    if is_loopback(settings.http[0]):
+        return LOOPBACK_HOSTS
+    # a check of health within the same container calls it by the loopback's name
+    return settings.http_hosts | LOOPBACK_HOSTS if settings.http_hosts else None
 
 
 def key_path(settings: Settings) -> Path:
@@ -100,7 +109,8 @@ async def serve(
     """Run the service until cancelled; `on_ready` gets its address once it answers.
 
     The flow files that `paths` name are applied first; applying one again changes nothing. Raises ConfigurationError
-    before anything is started. When this is cancelled the runs under way end in order.
+    before anything is started, and RuntimeError when a part without which nothing is run has died. When this is
+    cancelled, or raises, it is ready no more, and the runs under way end in order.
     """
     check_exposure(settings)
     host, port = settings.http
@@ -115,7 +125,8 @@ async def serve(
             await asyncio.to_thread(registry.apply_file, file)
         own = replace(settings, spool=stack.enter_context(own_spool(settings.spool)))
         exports = await stack.enter_async_context(MixpanelExports(own))
-        metrics = Metrics(lag_of=lambda: keeper.lags())  # noqa: PLW0108 - it is made below
+        # the keeper is made below
+        metrics = Metrics(lag_of=lambda: keeper.lags(), quota_left=lambda: keeper.quota_left())  # noqa: PLW0108
 
         def tell(event: Event) -> None:
             metrics(event)
@@ -126,12 +137,12 @@ async def serve(
             registry=registry,
             store=store,
             keeper=keeper,
-            gate=Gate(store, clients=settings.api_clients),
+            gate=Gate(store, clients=settings.api_clients, tokens=settings.api_tokens),
             lake=settings.lake,
             readiness=keeper.reasons_not_ready,
             metrics_text=metrics.text,
             listener=tell,
-            hosts=None if beyond else LOOPBACK_HOSTS,
+            hosts=own_names(settings),
         )
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
         await runner.setup()
@@ -143,10 +154,30 @@ async def serve(
                 f"The service cannot listen on {host}:{port}: {error.strerror or error}.",
                 advice="Let WORKER_HTTP name another address or port.",
             ) from error
-        watching = asyncio.create_task(metrics.watch_loop())
-        stack.callback(watching.cancel)
+        watched = [
+            asyncio.create_task(metrics.watch_loop(), name="the watch over the event loop"),
+            asyncio.create_task(keeper.watch(), name="the scheduler"),
+        ]
+        stack.push_async_callback(_cancelled, watched)
         await stack.enter_async_context(keeper)
         bound = runner.addresses[0]
         shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
         on_ready(f"http://{shown}:{bound[1]}")
-        await asyncio.Event().wait()
+        await _until_one_ends(watched, tell)
+
+
+async def _until_one_ends(tasks: Sequence[asyncio.Task[None]], listener: Listener) -> NoReturn:
+    """Wait for the end of one of these tasks, none of which is to end, and raise what ended it (F80)."""
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    ended = done.pop()
+    error = None if ended.cancelled() else ended.exception()
+    place = "" if error is None else f": {place_of(error)}"
+    message = f"The service ends, for {ended.get_name()} has ended{place}"
+    listener(events.ServiceTrouble(None, message))
+    raise RuntimeError(message) from error
+
+
+async def _cancelled(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

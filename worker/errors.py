@@ -24,6 +24,10 @@ WorkerError
 
 from __future__ import annotations
 
+import traceback
+
+_SHOWN_FRAMES = 4
+
 
 class WorkerError(Exception):
     """Base of all errors that a user may see.
@@ -172,3 +176,9 @@ class InterruptedRunError(WorkerError):
 
     def __init__(self) -> None:
         super().__init__("Interrupted: days that were committed stay, all others are as they were.")
+
+
+def place_of(error: BaseException) -> str:
+    """Which error that nobody foresaw, and where: not its text, which may hold what was sent."""
+    frames = traceback.extract_tb(error.__traceback__)[-_SHOWN_FRAMES:]
+    return f"{type(error).__name__} at " + " < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(frames))

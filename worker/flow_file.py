@@ -100,13 +100,13 @@ def load_flow(
     read. Raises one ConfigurationError that lists every problem, one line each, with its path.
     """
     document = _parse(path)
-    reader = _Reader()
+    reader = Reader()
     values = reader.resolve(document, environ)
     root = reader.section("", values, _DOCUMENT_KEYS, required=_DOCUMENT_KEYS)
-    source = _read_source(root, settings, allow_loopback=not listens_beyond_loopback)
-    target = _read_target(root)
+    source = read_source(root, settings, allow_loopback=not listens_beyond_loopback)
+    target = read_target(root)
     mapping = _read_mapping_set(root, path)
-    name, description, schedule, options = _read_flow(root)
+    name, description, schedule, options = read_flow(root)
     if reader.problems:
         raise ConfigurationError(f"{path} is not a flow file that can be run:\n  " + "\n  ".join(reader.problems))
     assert source is not None
@@ -315,14 +315,18 @@ def _nearest(text: str, known: Iterable[str]) -> str | None:
     return by_lower[near[0]] if near else None
 
 
-class _Reader:
-    """Puts the environment into a document, hands out its sections, and collects in `problems` what is wrong."""
+class Reader:
+    """Puts the environment into a document, hands out its sections, and collects in `problems` what is wrong.
+
+    A document that came by another way than a file is read without `resolve`: `section("", document, …)` is its root.
+    """
 
     def __init__(self) -> None:
         self.problems: list[str] = []
         self._as_written: dict[str, str] = {}
 
     def problem(self, path: str, text: str) -> None:
+        """Report what is wrong at `path`."""
         self.problems.append(f"{path}: {text}")
 
     def show(self, path: str, value: object) -> str:
@@ -383,7 +387,7 @@ class _Reader:
             self._as_written[path] = text
         return result if len(self.problems) == reported else None
 
-    def section(self, path: str, value: object, allowed: Collection[str], required: Iterable[str] = ()) -> _Section:
+    def section(self, path: str, value: object, allowed: Collection[str], required: Iterable[str] = ()) -> Section:
         """The keys and values at `path`, checked for keys that are unknown or missing.
 
         Where there is nothing to read, the section is empty, and asking it for a value reports nothing more.
@@ -391,7 +395,7 @@ class _Reader:
         if not isinstance(value, dict):
             if value is not None and value is not _UNUSABLE:
                 self.problem(path, f"must have keys below it: {', '.join(allowed)}")
-            return _Section(self, path, {})
+            return Section(self, path, {})
         for key in value:
             if key not in allowed:
                 self._unknown_key(path, key, allowed)
@@ -399,7 +403,7 @@ class _Reader:
         for key in required:
             if key not in known:
                 self.problem(_join(path, key), "is missing")
-        return _Section(self, path, known)
+        return Section(self, path, known)
 
     def _unknown_key(self, path: str, key: str, allowed: Collection[str]) -> None:
         nearest = _nearest(key, allowed)
@@ -412,10 +416,10 @@ class _Reader:
             self.problem(_join(path, key), f"there is no such key; the keys are {', '.join(allowed)}")
 
 
-class _Section:
+class Section:
     """The values below one path. Each getter gives None for what is left out, and, once reported, for what is wrong."""
 
-    def __init__(self, reader: _Reader, path: str, values: dict[str, Any]) -> None:
+    def __init__(self, reader: Reader, path: str, values: dict[str, Any]) -> None:
         self._reader = reader
         self._path = path
         self._values = values
@@ -433,7 +437,7 @@ class _Section:
         value = self._values.get(key)
         return None if value is _UNUSABLE else value
 
-    def section(self, key: str, allowed: Collection[str], required: Iterable[str] = ()) -> _Section:
+    def section(self, key: str, allowed: Collection[str], required: Iterable[str] = ()) -> Section:
         return self._reader.section(_join(self._path, key), self._values.get(key), allowed, required)
 
     def sections(self, key: str, allowed: Collection[str]) -> None:
@@ -517,14 +521,19 @@ class _Section:
 # The sections
 
 
-def _check_labels(section: _Section, spec_key: str) -> None:
+def _check_labels(section: Section, spec_key: str) -> None:
     """What a request body also holds, for Adobe's sake: nothing follows from it here."""
     section.text("name", may_be_empty=True)
     section.text("description", may_be_empty=True)
     section.section(spec_key, _SPEC_KEYS)
 
 
-def _read_source(root: _Section, settings: Settings, *, allow_loopback: bool) -> Source | None:
+def read_source(root: Section, settings: Settings, *, allow_loopback: bool) -> Source | None:
+    """The source that the sections `baseConnection` and `sourceConnection` of `root` make together.
+
+    What is wrong is reported to the reader of `root`; None only after such a report. `allow_loopback`: a loopback host
+    may be asked.
+    """
     base = root.section("baseConnection", ("name", "description", "connectionSpec", "auth"), required=("auth",))
     _check_labels(base, "connectionSpec")
     auth = base.section("auth", ("specName", "params"), required=("specName", "params"))
@@ -568,7 +577,7 @@ def _read_source(root: _Section, settings: Settings, *, allow_loopback: bool) ->
     )
 
 
-def _read_credentials(access: _Section) -> Credentials | None:
+def _read_credentials(access: Section) -> Credentials | None:
     username = access.text("username")
     password = access.text("password", may_be_empty=True)
     if username and (":" in username or not username.isprintable()):
@@ -577,7 +586,7 @@ def _read_credentials(access: _Section) -> Credentials | None:
     return Credentials(username, Secret(password or "")) if username else None
 
 
-def _read_base_url(access: _Section, settings: Settings, *, allow_loopback: bool) -> str | None:
+def _read_base_url(access: Section, settings: Settings, *, allow_loopback: bool) -> str | None:
     region = access.choice("region", EXPORT_URLS)
     host = access.text("host")
     if "host" not in access:
@@ -593,7 +602,7 @@ def _read_base_url(access: _Section, settings: Settings, *, allow_loopback: bool
         return None
 
 
-def _read_timezone(params: _Section) -> ZoneInfo | None:
+def _read_timezone(params: Section) -> ZoneInfo | None:
     name = params.text("timezone")
     if name is None:
         return None
@@ -604,7 +613,8 @@ def _read_timezone(params: _Section) -> ZoneInfo | None:
         return None
 
 
-def _read_target(root: _Section) -> Target | None:
+def read_target(root: Section) -> Target | None:
+    """The target in the section `targetConnection` of `root`; what is wrong is reported, None only after a report."""
     connection = root.section(
         "targetConnection", ("name", "description", "connectionSpec", "data", "params"), required=("data", "params")
     )
@@ -620,7 +630,7 @@ def _read_target(root: _Section) -> Target | None:
     return target
 
 
-def _read_mapping_set(root: _Section, flow_path: Path) -> dict[str, Any] | Path | None:
+def _read_mapping_set(root: Section, flow_path: Path) -> dict[str, Any] | Path | None:
     value = root.value("mappingSet")
     if value is None or isinstance(value, dict):
         return value
@@ -643,7 +653,11 @@ def _read_mapping_set(root: _Section, flow_path: Path) -> dict[str, Any] | Path 
     return None
 
 
-def _read_flow(root: _Section) -> tuple[str, str, Schedule | None, Options]:
+def read_flow(root: Section) -> tuple[str, str, Schedule | None, Options]:
+    """Name, description, schedule and options in the section `flow` of `root`.
+
+    What is wrong is reported; the values mean something only where nothing was.
+    """
     flow = root.section(
         "flow",
         (
@@ -680,7 +694,7 @@ def _read_flow(root: _Section) -> tuple[str, str, Schedule | None, Options]:
     )
 
 
-def _read_schedule(flow: _Section) -> Schedule | None:
+def _read_schedule(flow: Section) -> Schedule | None:
     """`scheduleParams` by the rules of the flow spec RestStorageToAEP.
 
     They differ from the tutorial's text, which asks for an interval of 15 or more at every frequency and then changes

@@ -12,13 +12,14 @@ import contextlib
 import logging
 from dataclasses import replace
 from datetime import UTC, date, datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from worker import events
-from worker.errors import ConfigurationError, ExportRefusedError, StoreError, WorkerError
+from worker.errors import ConfigurationError, ExportRefusedError, StoreError, WorkerError, place_of
 from worker.mixpanel.calendar import calendar_zone, day_bounds, today
 from worker.model import Run, RunState
 from worker.pipeline import Pipeline
@@ -30,7 +31,7 @@ from worker.sinks import open_sink
 from worker.store import RunQuery
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from types import TracebackType
 
     from worker.events import Event, Listener
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
 
 LEASE_MARGIN = 1 / 6
 """The share of a lease at its end in which a replica that could not renew it stops its work."""
+MOST_PROJECTS = 100
+"""Of so many projects the quota is told."""
+RUNS_A_LOOK = 100
 REQUESTS = "runRequests"
 """The kind of object that a run which was asked for is kept as, under the id of the run, until it begins."""
 
@@ -56,6 +60,21 @@ class Flows(Protocol):
 
     def prepared(self, flow_id: str) -> PreparedFlow:
         """One flow, compiled. Raises ConfigurationError when it cannot be run."""
+
+
+class _Scheduler(AsyncIOScheduler):  # type: ignore[misc]  # it has no types
+    """Says when it has died: an error in it would only stop its timer."""
+
+    def __init__(self, on_death: Callable[[Exception], None]) -> None:
+        super().__init__(timezone=UTC)
+        self._on_death = on_death
+
+    def _process_jobs(self) -> Any:  # noqa: ANN401 - what it gives is its own business
+        try:
+            return super()._process_jobs()
+        except Exception as error:
+            self._on_death(error)
+            raise
 
 
 class Keeper:
@@ -88,10 +107,13 @@ class Keeper:
         self._running: dict[str, asyncio.Task[None]] = {}
         self._newest: dict[str, Run] = {}
         self._complete: dict[str, tuple[str, datetime]] = {}
+        self._projects: dict[str, str] = {}
         self._ticking = asyncio.Lock()
         self._again: set[asyncio.Task[None]] = set()
-        self._scheduler = AsyncIOScheduler(timezone=UTC)
+        self._scheduler = _Scheduler(self._die)
         self._closing = False
+        self._dead = asyncio.Event()
+        self._death: Exception | None = None
         self.trouble: str | None = None
         """Why the last tick failed, None if it did not."""
 
@@ -100,7 +122,7 @@ class Keeper:
         logging.getLogger("apscheduler").setLevel(logging.ERROR)
         self._scheduler.start()
         self._scheduler.add_job(
-            self.tick,
+            self._tick_or_die,
             "interval",
             seconds=self._settings.tick_seconds,
             next_run_time=datetime.now(UTC),
@@ -115,6 +137,12 @@ class Keeper:
     ) -> None:
         self._scheduler.shutdown(wait=False)
         await self.close()
+
+    async def watch(self) -> None:
+        """Wait for an error that nobody foresaw in a tick or the scheduler, and raise it: nothing is run after it."""
+        await self._dead.wait()
+        assert self._death is not None
+        raise self._death
 
     async def close(self) -> None:
         """End the runs under way in order, and start none any more."""
@@ -131,7 +159,8 @@ class Keeper:
 
     def reasons_not_ready(self) -> list[str]:
         """Why nothing can be run at the moment, fit for strangers; empty when it can."""
-        return ["the state database cannot be used"] if self.trouble else []
+        reasons = ["the service is ending"] if self._closing else []
+        return [*reasons, "the state database cannot be used"] if self.trouble else reasons
 
     def lags(self) -> Mapping[str, float]:
         """Seconds since the end of the newest complete day, by the name of the flow.
@@ -140,6 +169,18 @@ class Keeper:
         """
         now = self._clock()
         return {name: max((now - end).total_seconds(), 0.0) for name, end in self._complete.copy().values()}
+
+    def quota_left(self) -> Mapping[str, float]:
+        """How many exports the hour has room for, by project: those of the flows that were prepared here last.
+
+        Asks the store: raises StoreError.
+        """
+        now = self._clock()
+        projects = dict.fromkeys(reversed(self._projects.copy().values()))
+        return {
+            project: float(self._store.requests_left(project, now, self._settings.exports_per_hour))
+            for project in islice(projects, MOST_PROJECTS)
+        }
 
     async def tick(self) -> None:
         """Start what is due, as far as there is room; never raises for trouble that may pass."""
@@ -159,7 +200,7 @@ class Keeper:
 
         Raises ConfigurationError when the flow cannot be run.
         """
-        prepared = await asyncio.to_thread(self._flows.prepared, flow_id)
+        prepared = await self._prepared(flow_id)
         now = self._clock()
         zone = calendar_zone(prepared.flow.source)
         first_day, last_day = first or today(zone, now), last or today(zone, now)
@@ -219,13 +260,30 @@ class Keeper:
 
     def _tick_soon(self) -> None:
         if not self._closing:
-            task = asyncio.create_task(self.tick())
+            task = asyncio.create_task(self._tick_or_die())
             self._again.add(task)
             task.add_done_callback(self._again.discard)
 
+    async def _tick_or_die(self) -> None:
+        try:
+            await self.tick()
+        except Exception as error:  # noqa: BLE001 - `watch` raises it
+            self._die(error)
+
+    def _die(self, error: Exception) -> None:
+        self._death = self._death or error
+        self._dead.set()
+
+    async def _prepared(self, flow_id: str) -> PreparedFlow:
+        prepared = await asyncio.to_thread(self._flows.prepared, flow_id)
+        # the newest stands last
+        self._projects.pop(flow_id, None)
+        self._projects[flow_id] = prepared.flow.source.project_id
+        return prepared
+
     async def _start_due(self) -> None:
         flows = {flow.flow_id: flow for flow in await asyncio.to_thread(self._flows.flows)}
-        for known in (self._newest, self._complete):
+        for known in (self._newest, self._complete, self._projects):
             for flow_id in known.keys() - flows.keys():
                 del known[flow_id]
         unknown = [flow_id for flow_id in flows if flow_id not in self._newest]
@@ -263,13 +321,23 @@ class Keeper:
         newest = self._newest.get(flow_id)
         return datetime.min.replace(tzinfo=UTC) if newest is None else newest.started_at
 
-    def _learn(self, flow_ids: Iterable[str]) -> None:
+    def _learn(self, flow_ids: Collection[str]) -> None:
         """Read the newest run of each flow that has begun."""
-        for flow_id in flow_ids:
-            runs = self._store.find_runs(RunQuery(flow_ids=(flow_id,)), 10)
-            begun = next((run for run in runs if not run.extra.get(QUEUED)), None)
+        for flow_id, newest in self._store.newest_runs(flow_ids).items():
+            begun = self._newest_begun(newest)
             if begun is not None:
                 self._newest[flow_id] = begun
+
+    def _newest_begun(self, newest: Run) -> Run | None:
+        """This run, or the one before it that has begun."""
+        found = [newest]
+        while found:
+            begun = next((run for run in found if not run.extra.get(QUEUED)), None)
+            if begun is not None:
+                return begun
+            query = RunQuery(flow_ids=(newest.flow_id,), after=found[-1].id)
+            found = self._store.find_runs(query, RUNS_A_LOOK)
+        return None
 
     def _forget_request(self, run_id: str) -> None:
         run = self._store.run(run_id)
@@ -329,6 +397,8 @@ class Keeper:
             raise
         except WorkerError as error:
             self._listener(events.ServiceTrouble(flow_id, str(error)))
+        except Exception as error:  # noqa: BLE001 - the other flows go on
+            self._listener(events.ServiceTrouble(flow_id, f"The run met what nobody foresaw: {place_of(error)}"))
 
     async def _hold(self, lease: str) -> bool:
         return await asyncio.to_thread(
@@ -337,7 +407,7 @@ class Keeper:
 
     async def _run(self, flow_id: str, run_id: str | None, request: Mapping[str, Any]) -> None:
         try:
-            prepared = await asyncio.to_thread(self._flows.prepared, flow_id)
+            prepared = await self._prepared(flow_id)
             planned = await asyncio.to_thread(self._plan, prepared, run_id, request)
         except WorkerError as error:
             await to_end(asyncio.to_thread(self._save_not_begun, flow_id, run_id, error))

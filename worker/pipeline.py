@@ -1,10 +1,11 @@
 """One day: the bytes of its export to staged rows and rejects. Commits nothing, changes nothing that anybody sees.
 
-    export → spool → blocks of lines → decode → map → spill → deduplicate → stage
+    export → spool → pieces → decode → map → spill → deduplicate → stage
 
-The export runs on the event loop. Everything behind the spool runs on threads: one a day that inflates, keeps the order
-and writes, and a few that decode and map. The rows of a day wait in a spill file until the export has proved whole and
-the duplicates are known; only then does the target hear of them.
+The export runs on the event loop. Everything behind the spool runs on threads: one a day that inflates the body into
+pieces and writes the rows to the target, and a few that decode and map pieces, each into spill files of its own. The
+rows of a day wait in these until the export has proved whole and the duplicates are known; only then does the target
+hear of them.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import contextlib
 import tempfile
 import threading
 import time
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 
@@ -27,14 +30,15 @@ from worker import events
 from worker.errors import ExportBrokenError, RejectLimitError, ResourceError
 from worker.mapping.mapper import REJECT_CODE
 from worker.memory import give_memory_back
-from worker.mixpanel.body import OversizedLine, is_sentinel, read_blocks
-from worker.mixpanel.decode import Decoder, LineReject
+from worker.mixpanel.body import OversizedLine, is_sentinel
+from worker.mixpanel.decode import Decoder, LineReject, NotPlainError
 from worker.mixpanel.deduplicate import Deduplicator
+from worker.mixpanel.pieces import PieceFiles, read_pieces
 from worker.mixpanel.spool import ExportAbandonedError, Spool
 from worker.model import Issue, Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from concurrent.futures import Future
     from datetime import datetime
     from types import TracebackType
@@ -43,7 +47,8 @@ if TYPE_CHECKING:
 
     from worker.events import Listener
     from worker.mapping.mapper import Mapper
-    from worker.mixpanel.body import Block
+    from worker.mixpanel.body import Piece
+    from worker.mixpanel.decode import Decoded
     from worker.mixpanel.export import Exports
     from worker.model import Load, Options, Source
     from worker.settings import Settings
@@ -65,30 +70,32 @@ DUPLICATE_KEY_CODE = "INGEST-1301-400"
 """The worker's own: a line with two equal keys in one object, of which the last counts."""
 
 PROGRESS_SECONDS = 0.2
-TRIM_BLOCKS = 16
-"""So many blocks leave about a hundred MiB in holes."""
+TRIM_PIECES = 8
+"""So many pieces leave some MiB in holes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
     """How WORKER_MAX_MEMORY_BYTES is shared out: the one place where memory is bounded.
 
-    The interpreter and its libraries take about 200 MiB, decoding a block about five times its size, a row group being
-    written about 64 MiB; two days may be under way at once.
+    The interpreter and its libraries take about 200 MiB, each thread that decodes up to twice a piece of large lines,
+    the row groups being written about 64 MiB. Pieces and rows that wait lie on disk.
     """
 
+    piece_bytes: int
     block_bytes: int
-    blocks_under_way: int
+    pieces: int
     key_bytes: int
     line_bytes: int
     raw_bytes: int
 
     @classmethod
     def of(cls, settings: Settings) -> Budget:
-        mebibytes = settings.max_memory_bytes >> 20
+        large = settings.max_memory_bytes >= 512 << 20
         return cls(
-            block_bytes=(8 << 20) if mebibytes >= 512 else (4 << 20),
-            blocks_under_way=settings.processors + 1,
+            piece_bytes=(64 << 20) if large else (8 << 20),
+            block_bytes=(8 << 20) if large else (4 << 20),
+            pieces=settings.processors + 2,
             key_bytes=settings.max_memory_bytes // 16,
             line_bytes=settings.max_line_bytes,
             raw_bytes=settings.max_reject_bytes,
@@ -108,6 +115,7 @@ class StagedDay:
     output_bytes: int
     file_count: int
     issues: tuple[Issue, ...]
+    reject_codes: Mapping[str, int]
 
     def abandon(self) -> None:
         self.rows.abandon()
@@ -126,21 +134,6 @@ class DayPlan:
     options: Options
 
 
-@dataclass(frozen=True, slots=True)
-class _Converted:
-    """One block, decoded and mapped. Line numbers count from 1 within the block."""
-
-    lines: int
-    blank: int
-    batch: pa.RecordBatch
-    rejects: list[LineReject]
-    keys: NDArray[np.uint64]
-    processed: NDArray[np.int64]
-    content: NDArray[np.uint64]
-    issues: tuple[Issue, ...]
-    last_line_rejected: bool
-
-
 @dataclass(slots=True)
 class _Issues:
     """Issues of the same code and message, added up; the sample is the first one's."""
@@ -153,6 +146,22 @@ class _Issues:
         self.counted[key] = issue if known is None else replace(known, count=known.count + issue.count)
 
 
+@dataclass(slots=True)
+class _Converted:
+    """A piece, decoded and mapped: its rows and rejects lie in spill files, `keys` and `processed` go with the rows."""
+
+    rows: Path
+    rejects: Path
+    lines: int = 0
+    blank: int = 0
+    failed: int = 0
+    codes: Counter[str] = field(default_factory=Counter)
+    keys: list[NDArray[np.uint64]] = field(default_factory=list)
+    processed: list[NDArray[np.int64]] = field(default_factory=list)
+    issues: _Issues = field(default_factory=_Issues)
+    last_line_rejected: bool = False
+
+
 class Pipeline:
     """Stages days. One instance serves a whole process; use as a context manager."""
 
@@ -163,8 +172,9 @@ class Pipeline:
         self._budget = Budget.of(settings)
         self._pool = ThreadPoolExecutor(settings.processors, thread_name_prefix="decode")
         self._exporting = asyncio.Lock()
-        self._blocks = threading.Semaphore(self._budget.blocks_under_way)
+        self._finishing = threading.Lock()
         self._converter: _Converter | None = None
+        self._closing = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         return self
@@ -173,11 +183,13 @@ class Pipeline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
+        self._closing.close()
 
     def _converter_of(self, mapper: Mapper) -> _Converter:
         """Days of one flow share their decoders, which are heavy."""
         if self._converter is None or self._converter.mapper is not mapper:
-            self._converter = _Converter(mapper, self._settings)
+            self._converter = _Converter(mapper, self._budget)
+            self._closing.callback(self._converter.close)
         return self._converter
 
     async def stage_day(self, plan: DayPlan, load: Load, attempt: int, exported_at: datetime) -> StagedDay:
@@ -196,7 +208,7 @@ class Pipeline:
             ):
                 converter = self._converter_of(plan.mapper)
                 work = _DayWork(
-                    self._budget, self._blocks, self._pool, converter, self._listener, plan, load, spool, Path(own)
+                    self._budget, self._pool, self._finishing, converter, self._listener, plan, load, spool, Path(own)
                 )
                 return await self._export_and_work(plan, load, attempt, spool, work, exported_at)
         except OSError as error:
@@ -244,8 +256,8 @@ class _DayWork:
     def __init__(
         self,
         budget: Budget,
-        blocks: threading.Semaphore,
         pool: ThreadPoolExecutor,
+        finishing: threading.Lock,
         converter: _Converter,
         listener: Listener,
         plan: DayPlan,
@@ -254,8 +266,8 @@ class _DayWork:
         folder: Path,
     ) -> None:
         self._budget = budget
-        self._blocks = blocks
         self._pool = pool
+        self._finishing = finishing
         self._listener = listener
         self._plan = plan
         self._load = load
@@ -280,32 +292,35 @@ class _DayWork:
     def run(self, exported_at: datetime) -> StagedDay:
         started = time.monotonic()
         deduplicate = self._plan.source.deduplicate == "mixpanel"
-        blank = failed = 0
+        spilled: list[_Converted] = []
+        with Deduplicator(self._folder, self._budget.key_bytes) as duplicates:
+            for piece in self._converted():
+                if deduplicate:
+                    for keys, processed in zip(piece.keys, piece.processed, strict=True):
+                        duplicates.add(keys, processed)
+                piece.keys, piece.processed = [], []
+                spilled.append(piece)
+            # one day after another, for this is what takes the most memory
+            with self._finishing:
+                staged = self._finish(spilled, duplicates if deduplicate else None, exported_at)
+        output = staged.tally.output
+        self._listener(events.DayStaged(self._load, output, staged.output_bytes, time.monotonic() - started))
+        return staged
+
+    def _finish(self, pieces: list[_Converted], duplicates: Deduplicator | None, exported_at: datetime) -> StagedDay:
+        """Count and stage what has been decoded."""
         issues = _Issues()
-        schema = self._plan.mapper.schema
-        rows_path, rejects_path = self._folder / "rows", self._folder / "rejects"
-        with Deduplicator(self._folder, self._budget.key_bytes) as keys:
-            with _spill(rows_path, schema) as rows, _spill(rejects_path, REJECTS_SCHEMA) as rejects:
-                for number, block in enumerate(self._converted(), start=1):
-                    if number % TRIM_BLOCKS == 0:
-                        give_memory_back()
-                    if block.rejects:
-                        rejects.write_batch(_rejects_batch(block.rejects, self._lines))
-                    if block.batch.num_rows:
-                        rows.write_batch(block.batch)
-                        if deduplicate:
-                            keys.add(block.keys, block.processed, block.content)
-                    for issue in block.issues:
-                        issues.add(issue)
-                    blank += block.blank
-                    failed += len(block.rejects)
-                    self._lines += block.lines
-                    self._tell()
-            if failed and failed + blank == self._lines:
-                raise ExportBrokenError("No line of the export is an event.", reason="no_events")
-            kept = keys.kept() if deduplicate else None
+        for issue in chain.from_iterable(piece.issues.counted.values() for piece in pieces):
+            issues.add(issue)
+        blank = sum(piece.blank for piece in pieces)
+        failed = sum(piece.failed for piece in pieces)
         lines = self._lines
+        if failed and failed + blank == lines:
+            raise ExportBrokenError("No line of the export is an event.", reason="no_events")
         self._check_rejects(failed, lines - blank)
+        rows = _Spilled([piece.rows for piece in pieces])
+        rejects = _Spilled([piece.rejects for piece in pieces])
+        kept = None if duplicates is None else duplicates.kept(rows.contents)
         dropped = 0 if kept is None else int(len(kept) - np.count_nonzero(kept))
         tally = Tally(
             input=lines,
@@ -315,9 +330,8 @@ class _DayWork:
             deduplicated=dropped,
             warnings=sum(issue.count for issue in issues.counted.values()),
         )
-        staged = self._stage(rows_path, rejects_path, kept, tally, issues, exported_at)
-        self._listener(events.DayStaged(self._load, tally.output, staged.output_bytes, time.monotonic() - started))
-        return staged
+        codes = sum((piece.codes for piece in pieces), Counter[str]())
+        return self._stage(rows, rejects, kept, tally, issues, codes, exported_at)
 
     def _check_rejects(self, failed: int, lines: int) -> None:
         limit = self._plan.options.partial_ingestion_percent
@@ -330,68 +344,53 @@ class _DayWork:
         )
 
     def _converted(self) -> Iterator[_Converted]:
-        """The blocks of the export in order, decoded and mapped by the pool a few at a time.
-
-        All days share the places for blocks. A day that finds none free first gives back its own oldest one, so none
-        waits for another that waits for it.
-        """
+        """The pieces of the export in order, decoded and mapped by the pool a few at a time."""
+        files = PieceFiles(self._folder, self._budget.pieces)
         under_way: deque[Future[_Converted]] = deque()
-        unterminated = False
-
-        def oldest() -> _Converted:
-            try:
-                return under_way[0].result()
-            finally:
-                under_way.popleft()
-                self._blocks.release()
-
         try:
-            for block in read_blocks(
-                self._spool,
-                block_bytes=self._budget.block_bytes,
-                max_line_bytes=self._budget.line_bytes,
-                max_raw_bytes=self._budget.raw_bytes,
+            for number, piece in enumerate(
+                read_pieces(
+                    self._spool,
+                    files,
+                    piece_bytes=self._budget.piece_bytes,
+                    max_line_bytes=self._budget.line_bytes,
+                    max_raw_bytes=self._budget.raw_bytes,
+                )
             ):
-                unterminated = not isinstance(block, OversizedLine) and block.unterminated
-                while not self._blocks.acquire(blocking=not under_way):
-                    yield self._checked(oldest(), last=False)
-                under_way.append(self._pool.submit(self._converter, block))
+                outputs = _Converted(self._folder / f"rows-{number}", self._folder / f"rejects-{number}")
+                under_way.append(self._pool.submit(self._converter, piece, files, outputs))
+                while under_way and under_way[0].done():
+                    yield self._counted(under_way.popleft().result())
+                if number % TRIM_PIECES == TRIM_PIECES - 1:
+                    give_memory_back()
             while under_way:
-                result = oldest()
-                yield self._checked(result, last=unterminated and not under_way)
+                yield self._counted(under_way.popleft().result())
         finally:
             for future in under_way:
                 future.cancel()
-                self._blocks.release()
+            wait(under_way)
 
-    @staticmethod
-    def _checked(block: _Converted, *, last: bool) -> _Converted:
-        """`last`: this block ends with the last line of the export, and that line has no end."""
-        for reject in block.rejects:
-            if is_sentinel(reject.raw):
-                raise ExportBrokenError(
-                    f"Mixpanel ended the export before its end: {reject.raw[:100].decode('utf-8', 'replace')!r}.",
-                    reason="terminated_early",
-                )
-        if last and block.last_line_rejected:
-            raise ExportBrokenError("The export ends inside a line.", reason="truncated_line")
-        return block
+    def _counted(self, piece: _Converted) -> _Converted:
+        self._lines += piece.lines
+        self._tell()
+        return piece
 
     def _stage(
         self,
-        rows_path: Path,
-        rejects_path: Path,
+        spilled_rows: _Spilled,
+        spilled_rejects: _Spilled,
         kept: NDArray[np.bool_] | None,
         tally: Tally,
         issues: _Issues,
+        codes: Mapping[str, int],
         exported_at: datetime,
     ) -> StagedDay:
         rows = self._plan.sink.stage(self._plan.rows_table, self._load)
         try:
             rejects = self._plan.sink.stage(self._plan.rejects_table, self._load)
             try:
-                written = _copy(rows_path, rows, kept)
-                _copy(rejects_path, rejects, None)
+                written = spilled_rows.copy_to(rows, kept)
+                spilled_rejects.copy_to(rejects, None)
                 assert written == tally.output, f"{written} rows were staged, {tally.output} were counted"
                 output_bytes, files = rows.seal()
                 rejects.seal()
@@ -411,59 +410,110 @@ class _DayWork:
             output_bytes,
             files,
             tuple(issues.counted.values()),
+            codes,
         )
 
 
 class _Converter:
-    """Decodes and maps a block; called by the threads of the pool, each with a decoder of its own."""
+    """Decodes and maps pieces; called by the threads of the pool, each with a decoder of its own."""
 
-    def __init__(self, mapper: Mapper, settings: Settings) -> None:
+    def __init__(self, mapper: Mapper, budget: Budget) -> None:
         self.mapper = mapper
-        self._settings = settings
+        self._budget = budget
+        # a decoder holds a file, which does not go with its thread
+        self._decoders = contextlib.ExitStack()
         self._own = threading.local()
 
-    def __call__(self, block: Block | OversizedLine) -> _Converted:
+    def __call__(self, piece: Piece | OversizedLine, files: PieceFiles, converted: _Converted) -> _Converted:
+        """Fill `converted` and give the file of the piece back. Raises ExportBrokenError."""
+        if isinstance(piece, OversizedLine):
+            self._convert([self._decoder().decode(piece)], piece.first_line, converted)
+            return converted
+        try:
+            converted = self._decoded(self._decoder(), piece, converted)
+        finally:
+            files.give_back(piece.path)
+        if piece.unterminated and converted.last_line_rejected:
+            raise ExportBrokenError("The export ends inside a line.", reason="truncated_line")
+        return converted
+
+    def close(self) -> None:
+        """Close the decoders; no thread uses one any more."""
+        self._decoders.close()
+
+    def _decoder(self) -> Decoder:
         decoder: Decoder | None = getattr(self._own, "decoder", None)
         if decoder is None:
             decoder = self._own.decoder = Decoder(
                 self.mapper.paths,
-                max_line_bytes=self._settings.max_line_bytes,
-                max_raw_bytes=self._settings.max_reject_bytes,
+                max_line_bytes=self._budget.line_bytes,
+                max_raw_bytes=self._budget.raw_bytes,
             )
-        decoded = decoder.decode(block)
-        mapped = self.mapper.map(decoded.texts[: len(self.mapper.paths)])
-        batch, keys, processed, content = mapped.batch, decoded.keys, decoded.processed, decoded.content
-        rejects = decoded.rejects
-        if len(mapped.rejected):
-            keep = np.ones(batch.num_rows, dtype=bool)
-            keep[mapped.rejected] = False
-            rejects = sorted(
-                [*rejects, *decoder.rejects(block, decoded.rows[mapped.rejected], REJECT_CODE, mapped.reasons)]
-            )
-            batch = batch.filter(pa.array(keep))
-            keys, processed, content = keys[keep], processed[keep], content[keep]
-        issues = mapped.warnings
-        if decoded.duplicate_keys:
-            issues = (
-                *issues,
-                Issue(
-                    DUPLICATE_KEY_CODE,
-                    "A line has two equal keys in one object; the last one counts.",
-                    decoded.duplicate_keys,
-                    decoded.duplicate_key_sample,
-                ),
-            )
-        return _Converted(
-            decoded.lines,
-            decoded.blank,
-            batch,
-            rejects,
-            keys,
-            processed,
-            content,
-            issues,
-            decoded.last_line_rejected,
-        )
+            self._decoders.callback(decoder.close)
+        return decoder
+
+    def _decoded(self, decoder: Decoder, piece: Piece, converted: _Converted) -> _Converted:
+        if piece.plain:
+            try:
+                with contextlib.closing(decoder.decode_piece(piece)) as parts:
+                    self._convert(parts, piece.first_line, converted)
+            except NotPlainError:
+                converted = _Converted(converted.rows, converted.rejects)
+            else:
+                return converted
+        self._convert(decoder.decode_blocks(piece, self._budget.block_bytes), piece.first_line, converted)
+        assert converted.lines == piece.lines, f"{converted.lines} of {piece.lines} lines were decoded"
+        return converted
+
+    def _convert(self, parts: Iterable[Decoded], first_line: int, converted: _Converted) -> None:
+        with (
+            _spill(converted.rows, self.mapper.schema) as rows,
+            _spill(converted.rejects, REJECTS_SCHEMA) as rejects,
+        ):
+            for decoded in parts:
+                mapped = self.mapper.map(decoded.texts[: len(self.mapper.paths)])
+                batch, keys, processed = mapped.batch, decoded.keys, decoded.processed
+                refused = decoded.rejects
+                for reject in refused:
+                    if is_sentinel(reject.raw):
+                        raise ExportBrokenError(
+                            "Mixpanel ended the export before its end: "
+                            f"{reject.raw[:100].decode('utf-8', 'replace')!r}.",
+                            reason="terminated_early",
+                        )
+                if len(mapped.rejected):
+                    keep = np.ones(batch.num_rows, dtype=bool)
+                    keep[mapped.rejected] = False
+                    refused = sorted(
+                        [
+                            *refused,
+                            *decoded.refused(mapped.rejected, REJECT_CODE, mapped.reasons, self._budget.raw_bytes),
+                        ]
+                    )
+                    batch = batch.filter(pa.array(keep))
+                    keys, processed = keys[keep], processed[keep]
+                if refused:
+                    rejects.write_batch(_rejects_batch(refused, first_line + converted.lines))
+                if batch.num_rows:
+                    rows.write_batch(batch)
+                    converted.keys.append(keys)
+                    converted.processed.append(processed)
+                for issue in mapped.warnings:
+                    converted.issues.add(issue)
+                if decoded.duplicate_keys:
+                    converted.issues.add(
+                        Issue(
+                            DUPLICATE_KEY_CODE,
+                            "A line has two equal keys in one object; the last one counts.",
+                            decoded.duplicate_keys,
+                            decoded.duplicate_key_sample,
+                        )
+                    )
+                converted.blank += decoded.blank
+                converted.failed += len(refused)
+                converted.codes.update(reject.code for reject in refused)
+                converted.lines += decoded.lines
+                converted.last_line_rejected = decoded.last_line_rejected
 
 
 @contextlib.contextmanager
@@ -472,21 +522,47 @@ def _spill(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatchStreamWriter
         yield writer
 
 
-def _copy(path: Path, stage: Stage, kept: NDArray[np.bool_] | None) -> int:
-    """Write the spilled batches to `stage`, without the rows that are not kept; give the rows written."""
-    read = written = 0
+class _Spilled:
+    """Rows of a day in spill files, counted through from the first."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._paths = paths
+
+    def copy_to(self, stage: Stage, kept: NDArray[np.bool_] | None) -> int:
+        """Write the rows to `stage`, without those that are not kept, and remove the files; give the rows written."""
+        read = written = 0
+        for path in self._paths:
+            for batch in _batches(path):
+                chosen = batch
+                if kept is not None:
+                    keep = kept[read : read + batch.num_rows]
+                    if not keep.all():
+                        chosen = batch.filter(pa.array(keep))
+                read += batch.num_rows
+                written += chosen.num_rows
+                stage.write(chosen)
+            path.unlink()
+        return written
+
+    def contents(self, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """64 bits for what each of these rows holds; `rows` ascend."""
+        read = 0
+        hashes = [np.empty(0, dtype=np.uint64)]
+        with duckdb.connect(":memory:", config={"threads": 1}) as connection:
+            for batch in chain.from_iterable(map(_batches, self._paths)):
+                first, end = np.searchsorted(rows, [read, read + batch.num_rows])
+                if first < end:
+                    chosen = batch.take(pa.array(rows[first:end] - read, type=pa.int64()))
+                    connection.register("chosen", pa.Table.from_batches([chosen]))
+                    hashed = connection.sql("select hash(*columns(*)) as content from chosen").to_arrow_table()
+                    hashes.append(np.asarray(hashed["content"]))
+                read += batch.num_rows
+        return np.concatenate(hashes)
+
+
+def _batches(path: Path) -> Iterator[pa.RecordBatch]:
     with pa.OSFile(str(path), "rb") as file, pa.ipc.open_stream(file) as batches:
-        for batch in batches:
-            chosen = batch
-            if kept is not None:
-                keep = kept[read : read + batch.num_rows]
-                if not keep.all():
-                    chosen = batch.filter(pa.array(keep))
-            read += batch.num_rows
-            written += chosen.num_rows
-            stage.write(chosen)
-    path.unlink()
-    return written
+        yield from batches
 
 
 def _rejects_batch(rejects: list[LineReject], lines_before: int) -> pa.RecordBatch:

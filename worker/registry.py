@@ -27,10 +27,10 @@ from worker.errors import (
 )
 from worker.flow_file import (
     EXPORT_URLS,
-    _read_flow,
-    _read_source,
-    _read_target,
-    _Reader,
+    Reader,
+    read_flow,
+    read_source,
+    read_target,
 )
 from worker.mapping.mapper import compile_mapper
 from worker.mapping.mapping_set import load_mapping_set, parse_mapping_set
@@ -210,9 +210,9 @@ class Registry:
             raise _missing(kind, object_id)
         return found
 
-    def list(self, kind: str) -> list[StoredObject]:
-        """All objects of a kind, oldest first."""
-        return self._store.objects(kind)
+    def list(self, kind: str, object_ids: Collection[str] | None = None) -> list[StoredObject]:
+        """All objects of a kind, or those of these ids that are here, oldest first."""
+        return self._store.objects(kind, object_ids)
 
     def create(self, kind: str, body: Mapping[str, Any], *, object_id: str | None = None) -> StoredObject:
         """Check `body` and keep it as a new object.
@@ -724,10 +724,8 @@ class Registry:
             "baseConnection": {**_body(base), "auth": {**auth, "params": params}},
             "sourceConnection": {"data": {"format": "json"}, **_body(source)},
         }
-        reader = _Reader()
-        found = _read_source(
-            reader.section("", sections, sections), self._settings, allow_loopback=self._allow_loopback
-        )
+        reader = Reader()
+        found = read_source(reader.section("", sections, sections), self._settings, allow_loopback=self._allow_loopback)
         if reader.problems:
             names = {"baseConnection.": "", "sourceConnection.params": where or "params", "sourceConnection.": ""}
             raise _wrong([_renamed(problem, names) for problem in reader.problems])
@@ -1047,8 +1045,8 @@ def _read_flow_document(document: Mapping[str, Any]) -> _FlowBody:
     labels = document.get("labels")
     if labels is not None and not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
         raise _wrong(["labels: must be a list of texts"])
-    reader = _Reader()
-    name, description, schedule, options = _read_flow(reader.section("", {"flow": body}, ("flow",)))
+    reader = Reader()
+    name, description, schedule, options = read_flow(reader.section("", {"flow": body}, ("flow",)))
     if reader.problems:
         raise _wrong([_renamed(problem, {"flow.": ""}) for problem in reader.problems])
     return _FlowBody(name, description, schedule, options)
@@ -1068,8 +1066,8 @@ def _read_target_document(document: Mapping[str, Any]) -> Target:
     unknown = [key for key in data if key not in ("format", "schema")]
     if unknown:
         raise _wrong([f"data.{_shown(unknown[0])}: there is no such key; the keys are format, schema"])
-    reader = _Reader()
-    target = _read_target(
+    reader = Reader()
+    target = read_target(
         reader.section("", {"targetConnection": {**body, "data": {"format": "delta"}}}, ("targetConnection",))
     )
     if reader.problems:

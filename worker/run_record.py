@@ -38,6 +38,8 @@ BATCHES_PATH: Final = "/data/foundation/export/batches"
 """Where this server answers as Adobe's Data Access does (facts, aep §4.2)."""
 ETAGS: Final = UUID("4e9d24c7-35a4-5a5b-8f02-9a3f6a1b7c50")
 """Namespace of the etags: one follows from everything that the record holds."""
+ORGANISATION: Final = "mixpanel-worker@AdobeOrg"
+"""Whose everything here is, where Adobe names an organisation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class Identity:
 
     user: str = "mixpanel-worker"
     client: str = "mixpanel-worker"
-    org_id: str = "mixpanel-worker@AdobeOrg"
+    org_id: str = ORGANISATION
     sandbox_id: str = "00000000-0000-0000-0000-000000000000"
     sandbox_name: str = "prod"
 

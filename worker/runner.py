@@ -25,6 +25,7 @@ from worker.errors import (
     InterruptedRunError,
     SourceError,
     WorkerError,
+    place_of,
 )
 from worker.model import Issue, LoadState, Receipt, Run, RunState, Tally
 from worker.pipeline import REJECTS_SCHEMA, DayPlan
@@ -192,6 +193,10 @@ class Runner:
             error = failure
         except asyncio.CancelledError:
             await self._end(progress, InterruptedRunError())
+            raise
+        except Exception as unforeseen:
+            told = WorkerError(f"The worker has met an error that nobody foresaw: {place_of(unforeseen)}.")
+            await self._end(progress, told)
             raise
         return await self._end(progress, error)
 

@@ -34,6 +34,7 @@ _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _BYTE_SIZE = re.compile(r"([0-9]{1,15}) ?(|kib|mib|gib)", re.IGNORECASE)
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(?::([0-9]{1,5}))?")
 _HOST_NAME = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))*")
+_TOKEN = re.compile(rf"[!-~]{{{SHORTEST_SECRET},4096}}")
 _NUMERIC_LABEL = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 
@@ -141,6 +142,25 @@ def _clients(text: str) -> tuple[tuple[str, Secret], ...]:
     return tuple(clients)
 
 
+def _tokens(text: str) -> tuple[Secret, ...]:
+    tokens = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(_TOKEN.fullmatch(token) for token in tokens):
+        raise ValueError(
+            f"it takes tokens of at least {SHORTEST_SECRET} characters, which are printable ASCII without spaces"
+        )
+    return tuple(Secret(token) for token in tokens)
+
+
+def _host_names(text: str) -> frozenset[str]:
+    names = set()
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        name, port = split_authority(entry)
+        if port is not None:
+            raise ValueError("it takes names without a port")
+        names.add(name)
+    return frozenset(names)
+
+
 def _yes_or_no(text: str) -> bool:
     if text.lower() not in {"yes", "no"}:
         raise ValueError("it takes yes or no")
@@ -180,6 +200,8 @@ class Settings:
     flows_at_once: int
     key_file: Path | None
     api_clients: tuple[tuple[str, Secret], ...]
+    api_tokens: tuple[Secret, ...]
+    http_hosts: frozenset[str]
     tls_proxy: bool
 
 
@@ -302,8 +324,22 @@ SETTINGS: Final = (
         "WORKER_API_CLIENTS",
         "",
         "id:secret",
-        "who may use the API, with commas between; needed beyond loopback",
+        "who may log in to the API, with commas between; beyond loopback there must be some, or tokens",
         _clients,
+    ),
+    Setting(
+        "WORKER_API_TOKENS",
+        "",
+        "token",
+        "bearer tokens that need no login, as for Prometheus, with commas between; 16 characters or more each",
+        _tokens,
+    ),
+    Setting(
+        "WORKER_HTTP_HOSTS",
+        "",
+        "host",
+        "names by which requests may call the service beyond loopback, with commas between; none: any",
+        _host_names,
     ),
     Setting(
         "WORKER_TLS_PROXY",

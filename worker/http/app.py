@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-import traceback
 from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any, Final
@@ -23,7 +22,7 @@ import orjson
 from aiohttp import web
 
 from worker import events
-from worker.errors import WorkerError
+from worker.errors import WorkerError, place_of
 from worker.http import catalog, conversion, data_access, flow_service, ims, openapi, schema_registry
 from worker.http.auth import LOOPBACK_HOSTS, REQUESTS, Buckets, Caller, Rate
 from worker.http.bodies import BODY, MAX_BODY_BYTES, READ_SECONDS, parse_body, read_body
@@ -55,11 +54,10 @@ CALLER: Final = web.RequestKey("caller", Caller)
 """Who asks, once the gate has let the request in."""
 
 _OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/ims/token/v2", "/ims/token/v3"})
-_NO_RATE: Final = frozenset({"/healthz", "/readyz"})
+_PROBES: Final = frozenset({"/healthz", "/readyz"})
 _READINESS_SECONDS: Final = 5.0
 _IDLE_SECONDS: Final = 75.0
 _LARGE_BODY_BYTES: Final = 1 << 16
-_SHOWN_FRAMES: Final = 4
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(?::[0-9]{1,5})?")
 
@@ -148,8 +146,8 @@ def make_app(
 
     `readiness` gives the reasons why no work can be done, fit for strangers; none: ready. It and `metrics_text` are
     called on threads. `hosts` are the names by which a request may call this machine, None any: on loopback the list
-    keeps a web page from reaching the service by a name of its own (facts, reliability F160). `metrics_open`: /metrics
-    needs no token. `routes_extra` are served beside the others, and not described.
+    keeps a web page from reaching the service by a name of its own (facts, reliability F160); probes of health may use
+    any. `metrics_open`: /metrics needs no token. `routes_extra` are served beside the others, and not described.
     """
     open_paths = _OPEN_PATHS | {"/metrics"} if metrics_open else _OPEN_PATHS
     app = web.Application(
@@ -249,7 +247,7 @@ def _told(listener: Listener) -> Any:  # noqa: ANN401 - aiohttp has no name for 
         except web.HTTPException as error:
             found = _of_http_exception(request, error)
         except Exception as error:  # noqa: BLE001 - the door answers, whatever happens behind it
-            listener(events.ServiceTrouble(None, f"Request {request[REQUEST_ID]} failed: {_place_of(error)}"))
+            listener(events.ServiceTrouble(None, f"Request {request[REQUEST_ID]} failed: {place_of(error)}"))
             found = internal_error()
         return problem_response(found, request[REQUEST_ID])
 
@@ -262,7 +260,8 @@ def _known_by(hosts: frozenset[str] | None) -> Any:  # noqa: ANN401
     @web.middleware
     async def known_by(request: web.Request, handler: Handler) -> web.StreamResponse:
         host = request.headers.get("Host", "")
-        if hosts is not None and host_name(host) not in hosts:
+        # probes of a container's surroundings call it by its address
+        if hosts is not None and host_name(host) not in hosts and route_path(request) not in _PROBES:
             raise ApiError(421, "FLOW-2120-421", "Misdirected Request", "The service does not go by this name.")
         if not is_own_origin(host, request.headers.get("Origin"), request.headers.get("Sec-Fetch-Site")):
             raise forbidden("A web page of another origin may not use this service.")
@@ -290,7 +289,7 @@ def _paced(rate: Rate) -> Any:  # noqa: ANN401
 
     @web.middleware
     async def paced(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if route_path(request) not in _NO_RATE:
+        if route_path(request) not in _PROBES:
             caller = request.get(CALLER)
             key = caller.name if caller is not None and caller.name != "local" else f"address {request.remote}"
             wait_seconds = buckets.take(key, time.monotonic())
@@ -377,9 +376,3 @@ def _of_http_exception(request: web.Request, error: web.HTTPException) -> ApiErr
         case web.HTTPNotFound() | web.HTTPMethodNotAllowed():
             return not_served(method, path, known=is_documented(method, path))
     return ApiError(error.status, f"FLOW-1100-{error.status}", error.reason, error.reason)
-
-
-def _place_of(error: BaseException) -> str:
-    """Which error, and where: not its text, which may hold what was sent."""
-    frames = traceback.extract_tb(error.__traceback__)[-_SHOWN_FRAMES:]
-    return f"{type(error).__name__} at " + " < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(frames))

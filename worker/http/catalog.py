@@ -8,37 +8,33 @@ from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from dataclasses import dataclass
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 from aiohttp import web
 from multidict import MultiDict
-from ulid import ULID
 
 from worker.http.bodies import json_object
 from worker.http.listing import parse_listing
 from worker.http.problems import bad_request, not_found
 from worker.model import LoadState
 from worker.registry import DATASETS
-from worker.store import RunQuery
-from worker.store.base import adopted_load
+from worker.run_record import ORGANISATION
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from datetime import date, datetime
 
-    from worker.model import Load, LoadRecord, Receipt, Run
+    from worker.model import LoadRecord, Receipt, Run
     from worker.registry import Registry
     from worker.store import Store
     from worker.store.base import StoredObject
 
 BASE: Final = "/data/foundation/catalog"
 MAKER: Final = "mixpanel-worker"
-ORGANISATION: Final = "mixpanel-worker@local"
-"""Who has made everything here, and whose it is, where Adobe names a user and an organisation."""
+"""Who has made everything here, where Adobe names a user or a client."""
 DEFAULT_LIMIT: Final = 20
 MOST_LIMIT: Final = 100
 
@@ -47,10 +43,6 @@ _NUMBER = re.compile(r"[0-9]{1,9}")
 _STANDARD_SCHEMA = re.compile(r"https://ns\.adobe\.com/xdm/[A-Za-z0-9/_.-]{1,200}")
 _ORDER = re.compile(r"(asc|desc):(name|created|updated)")
 _MOST_TEXT: Final = 1000
-_CLOCKS: Final = timedelta(minutes=2)
-_RUNS_A_LOOK: Final = 100
-_MOST_RUNS: Final = 2000
-_MOST_DAYS: Final = 400
 _STATES: Final = {
     LoadState.STARTED: "processing",
     LoadState.COMMITTING: "staging",
@@ -206,29 +198,29 @@ def _text(key: str, value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What is known of a batch. `day` is None once another batch has written it; `record` is then None too."""
+    """What is known of a batch. `is_newest`: what its day holds is of this batch."""
 
-    id: str
     run: Run
-    record: LoadRecord | None
+    record: LoadRecord
     is_newest: bool
 
     @property
-    def load(self) -> Load | None:
-        return self.record.load if self.record else None
+    def id(self) -> str:
+        return self.record.load.batch_id
 
     @property
-    def day(self) -> date | None:
-        return self.record.load.day if self.record else None
+    def day(self) -> date:
+        return self.record.load.day
 
     @property
     def receipt(self) -> Receipt | None:
-        return self.record.receipt if self.record else None
+        return self.record.receipt
 
     @property
     def status(self) -> str:
         """The word of Catalog's list of states."""
-        return _STATES[self.record.state] if self.record else REPLACED
+        is_replaced = self.record.state is LoadState.SUCCEEDED and not self.is_newest
+        return REPLACED if is_replaced else _STATES[self.record.state]
 
     @property
     def updated_at(self) -> datetime:
@@ -240,43 +232,20 @@ class Batch:
 def find_batch(store: Store, batch_id: str) -> Batch | None:
     """The batch, or None; also for an attempt that failed and was followed by another one.
 
-    The id holds the time at which it began, and one of the runs that were under way then has it.
+    None too for one whose run is not known, as after the state was lost: the run says which dataset it wrote.
     """
-    if not _BATCH_ID.fullmatch(batch_id):
+    record = store.load(batch_id) if _BATCH_ID.fullmatch(batch_id) else None
+    run = store.run(record.load.run_id) if record is not None else None
+    if record is None or run is None:
         return None
-    try:
-        began = ULID.from_str(batch_id).datetime
-    except (ValueError, OverflowError):
-        return None
-    for run in _runs_at(store, began):
-        committed = store.succeeded_receipts(run.flow_id)
-        for receipt in committed.values():
-            if receipt.batch_id == batch_id:
-                return Batch(batch_id, run, adopted_load(None, receipt), is_newest=True)
-        if batch_id in run.batch_ids:
-            return Batch(batch_id, run, None, is_newest=False)
-        for offset in range(min((run.last_day - run.first_day).days + 1, _MOST_DAYS)):
-            record = store.newest_load(run.flow_id, run.first_day + timedelta(days=offset))
-            if record is not None and record.load.batch_id == batch_id:
-                return Batch(batch_id, run, record, is_newest=False)
-    return None
-
-
-def _runs_at(store: Store, moment: datetime) -> Iterator[Run]:
-    """The runs that were under way then; clocks of several machines differ a little."""
-    query = RunQuery(started_before=moment + _CLOCKS)
-    for _ in range(_MOST_RUNS // _RUNS_A_LOOK):
-        runs = store.find_runs(query, _RUNS_A_LOOK)
-        yield from (run for run in runs if run.completed_at is None or run.completed_at >= moment - _CLOCKS)
-        if len(runs) < _RUNS_A_LOOK:
-            return
-        query = replace(query, after=runs[-1].id)
+    newest = store.succeeded_receipts(run.flow_id).get(record.load.day) if record.receipt is not None else None
+    return Batch(run, record, is_newest=newest is not None and newest.batch_id == batch_id)
 
 
 def batch_document(batch: Batch) -> dict[str, Any]:
     """A batch as it is given back, under its id."""
-    run, receipt, load = batch.run, batch.receipt, batch.load
-    started = load.started_at if load else run.started_at
+    run, record, receipt = batch.run, batch.record, batch.receipt
+    started = record.load.started_at
     document: dict[str, Any] = {
         "imsOrg": ORGANISATION,
         "status": batch.status,
@@ -288,12 +257,10 @@ def batch_document(batch: Batch) -> dict[str, Any]:
         "started": _milliseconds(started),
         "version": "1.0.0",
         "relatedObjects": [{"type": "dataSet", "id": run.dataset_id}],
-        "tags": {"flowId": [run.flow_id], "runId": [run.id]},
+        "tags": {"flowId": [run.flow_id], "runId": [run.id], "day": [batch.day.isoformat()]},
         "inputFormat": {"format": "json"},
         "errors": [],
     }
-    if batch.day is not None:
-        document["tags"]["day"] = [batch.day.isoformat()]
     if receipt is not None:
         tally = receipt.tally
         document["completed"] = _milliseconds(receipt.committed_at)
@@ -308,11 +275,11 @@ def batch_document(batch: Batch) -> dict[str, Any]:
             "outputRecordCount": tally.output,
             "failedRecordCount": tally.failed,
         }
-        if tally.failed:
+        if tally.failed and batch.is_newest:
             message = f"{tally.failed} rows were refused; the diagnostic files say why."
             document["errors"] = [{"code": "INGEST-1212-400", "description": message, "recordCount": tally.failed}]
-    if batch.record is not None and batch.record.error_code is not None:
-        document["errors"] = [{"code": batch.record.error_code, "description": batch.record.error_message or ""}]
+    if record.error_code is not None:
+        document["errors"] = [{"code": record.error_code, "description": record.error_message or ""}]
     return document
 
 

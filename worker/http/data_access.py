@@ -234,8 +234,7 @@ def _samples(lake: Path, batch: Batch) -> bytes:
 
 def _input_metadata(batch: Batch) -> bytes:
     """The one input of a batch is the export of its day."""
-    day = batch.day.isoformat() if batch.day else "unknown"
-    document: dict[str, Any] = {"path": f"export-{day}.json", "batchId": batch.id}
+    document: dict[str, Any] = {"path": f"export-{batch.day}.json", "batchId": batch.id}
     if batch.receipt is not None:
         document |= {"length": batch.receipt.input_bytes, "records": batch.receipt.tally.input}
     return orjson.dumps(document)
@@ -269,7 +268,7 @@ def _files_of(lake: Path, table: str, batch: Batch) -> list[_File]:
     A file names its batch. Where somebody has rewritten the files of a day, some name none: then all rows of the day
     are those of the batch that was committed last.
     """
-    if batch.day is None or table not in table_names(lake):
+    if table not in table_names(lake):
         return []
     with _reading():
         actions = pa.table(DeltaTable(str(lake / table)).get_add_actions(flatten=True)).to_pylist()

@@ -13,6 +13,7 @@ import binascii
 import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import orjson
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     from multidict import MultiMapping
 
     from worker.http.listing import Condition, Listing
-    from worker.model import Receipt, Run, Source
+    from worker.model import Run, Source
     from worker.registry import Registry
     from worker.store import Store, StoredObject
 
@@ -559,14 +560,14 @@ def _runs(registry: Registry, store: Store, keeper: Keeper) -> list[tuple[str, s
     async def read_all(request: web.Request) -> web.Response:
         """Runs that meet a filter, newest first, in pages."""
         listing = parse_listing(request.query, fields=_RUN_FIELDS)
-        shown = _RunShower(registry, store, _base_url(request))
+        shown = partial(_shown_runs, registry, store, _base_url(request))
         return _json(await asyncio.to_thread(_run_page, store, listing, _query(listing), "/runs", shown))
 
     async def read_of_flow(request: web.Request) -> web.Response:
         """Runs of one flow, newest first, in pages."""
         listing = parse_listing(request.query, fields=_RUN_FIELDS)
         flow_id = request.match_info["id"]
-        shown = _RunShower(registry, store, _base_url(request))
+        shown = partial(_shown_runs, registry, store, _base_url(request))
 
         def answer() -> dict[str, Any]:
             registry.get(FLOWS, flow_id)
@@ -581,8 +582,8 @@ def _runs(registry: Registry, store: Store, keeper: Keeper) -> list[tuple[str, s
     async def read_one(request: web.Request) -> web.Response:
         """One run, as the only item."""
         run = await _run_of(request)
-        shown = _RunShower(registry, store, _base_url(request))
-        return _json({"items": [await asyncio.to_thread(shown, run)]}, etag=run_etag(run))
+        items = await asyncio.to_thread(_shown_runs, registry, store, _base_url(request), [run])
+        return _json({"items": items}, etag=run_etag(run))
 
     async def start(request: web.Request) -> web.Response:
         """Run a flow now: the days of a window, or those that are due; the run's id and etag."""
@@ -750,7 +751,11 @@ def _is_exact(condition: Condition) -> bool:
 
 
 def _run_page(
-    store: Store, listing: Listing, query: RunQuery, path: str, shown: Callable[[Run], dict[str, Any]]
+    store: Store,
+    listing: Listing,
+    query: RunQuery,
+    path: str,
+    shown: Callable[[Sequence[Run]], list[dict[str, Any]]],
 ) -> dict[str, Any]:
     """One page of runs, or their number."""
     exact = all(_is_exact(condition) for condition in listing.conditions)
@@ -760,7 +765,7 @@ def _run_page(
     found = looked_at = 0
     links: dict[str, Any] = {}
     while not links:
-        wanted = listing.limit + 1 if exact else _FEW_RUNS
+        wanted = listing.limit + 1 if exact or not looked_at else _FEW_RUNS
         runs = store.find_runs(query, wanted)
         for run in runs:
             if not exact and not _selects(listing, run):
@@ -778,7 +783,7 @@ def _run_page(
         if not links and not listing.count and looked_at >= _MOST_RUNS_LOOKED_AT:
             links = _run_link(listing, path, runs[-1].id)
         query = replace(query, after=runs[-1].id)
-    return {"count": found} if listing.count else {"items": [shown(run) for run in page], "_links": links}
+    return {"count": found} if listing.count else {"items": shown(page), "_links": links}
 
 
 def _selects(listing: Listing, run: Run) -> bool:
@@ -790,49 +795,35 @@ def _run_link(listing: Listing, path: str, last_id: str) -> dict[str, Any]:
     return listing.link(path, [*[(0, 0)] * (len(listing.orders) + 1), (2, last_id)])
 
 
-class _RunShower:
-    """Runs as they are shown, with what their flows and their commits say of them. Made for one answer."""
-
-    def __init__(self, registry: Registry, store: Store, base_url: str) -> None:
-        self._registry = registry
-        self._store = store
-        self._base_url = base_url
-        self._flows: dict[str, Mapping[str, Any]] = {}
-        self._newest: dict[tuple[str, date], Receipt | None] = {}
-
-    def __call__(self, run: Run) -> dict[str, Any]:
-        flow = self._flow(run.flow_id)
+def _shown_runs(registry: Registry, store: Store, base_url: str, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Runs as they are shown, with what their flows and their commits say of them."""
+    flows = {stored.id: stored.document for stored in registry.list(FLOWS, {run.flow_id for run in runs})}
+    days = {run.id: _days_in_question(run) for run in runs}
+    receipts = store.newest_receipts({(run.flow_id, day) for run in runs for day in days[run.id]})
+    shown = []
+    for run in runs:
+        flow = flows.get(run.flow_id, {})
+        found = (receipts.get((run.flow_id, day)) for day in days[run.id])
         context = RunContext(
-            base_url=self._base_url,
+            base_url=base_url,
             source_connection_id=next(iter(flow.get("sourceConnectionIds", ())), None),
             target_connection_id=next(iter(flow.get("targetConnectionIds", ())), None),
             one_time=flow.get("scheduleParams", {}).get("frequency") == "once",
             queued=bool(run.extra.get(QUEUED)),
-            receipts=self._receipts(run),
+            # a commit that a later run has replaced tells nothing any more
+            receipts=[receipt for receipt in found if receipt is not None and receipt.batch_id in run.batch_ids],
         )
-        return run_document(run, context=context)
+        shown.append(run_document(run, context=context))
+    return shown
 
-    def _flow(self, flow_id: str) -> Mapping[str, Any]:
-        if flow_id not in self._flows:
-            stored = self._registry.find(FLOWS, flow_id)
-            self._flows[flow_id] = {} if stored is None else stored.document
-        return self._flows[flow_id]
 
-    def _receipts(self, run: Run) -> list[Receipt]:
-        """Those of the run's commits that no later run has replaced, where the document depends on them."""
-        days = (run.last_day - run.first_day).days + 1
-        # without rejects, and with a batch for each day, they tell nothing new
-        if not run.batch_ids or days > _MOST_DAYS or (not run.tally.failed and len(run.batch_ids) == days):
-            return []
-        found = (self._receipt(run.flow_id, run.first_day + timedelta(days=day)) for day in range(days))
-        return [receipt for receipt in found if receipt is not None and receipt.batch_id in run.batch_ids]
-
-    def _receipt(self, flow_id: str, day: date) -> Receipt | None:
-        # the runs of a flow cover the same days again and again
-        if (flow_id, day) not in self._newest:
-            load = self._store.newest_load(flow_id, day)
-            self._newest[flow_id, day] = None if load is None else load.receipt
-        return self._newest[flow_id, day]
+def _days_in_question(run: Run) -> list[date]:
+    """The days of which the run's document depends on receipts."""
+    days = (run.last_day - run.first_day).days + 1
+    # without rejects, and with a batch for each day, they tell nothing new
+    if not run.batch_ids or days > _MOST_DAYS or (not run.tally.failed and len(run.batch_ids) == days):
+        return []
+    return [run.first_day + timedelta(days=day) for day in range(days)]
 
 
 def _etag_of_new(store: Store, run_id: str) -> str:

@@ -22,6 +22,7 @@ from worker.http.listing import parse_listing
 from worker.http.problems import ApiError, bad_request, not_found, shorten
 from worker.mapping.xdm import XdmSchema
 from worker.registry import SCHEMAS
+from worker.run_record import ORGANISATION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,7 +35,6 @@ BASE: Final = "/data/foundation/schemaregistry"
 TENANT: Final = "mixpanelworker"
 """The tenant id: the middle of the ids of schemas, and with `_` before it where Adobe puts a tenant's own fields."""
 MAKER: Final = "mixpanel-worker"
-ORGANISATION: Final = "mixpanel-worker@local"
 DEFAULT_LIMIT: Final = 300
 MOST_LIMIT: Final = 500
 

@@ -1,4 +1,4 @@
-"""From the bytes of an export to blocks of whole lines, and the proof that the body is whole.
+"""From the bytes of an export to plain bytes, and the proof that the body is whole.
 
 Mixpanel sends neither a count nor a checksum, so the end is judged by the transport, the gzip trailer and the last line
 (broken 200s: `terminated early`, cut gzip, cut lines). Lines end at the byte `\\n` alone: U+2028 and its like are legal
@@ -7,7 +7,6 @@ inside a JSON string.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import zlib
 from dataclasses import dataclass
@@ -21,12 +20,16 @@ from worker.errors import ExportBrokenError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from worker.mixpanel.spool import Spool
 
 GZIP_MAGIC = b"\x1f\x8b"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-INFLATE_BYTES = 4 << 20
+INFLATE_BYTES = 1 << 19
+"""What is inflated at once stays in the processor's cache until it has been looked at and written."""
+DEFLATED_BYTES = 1 << 16
+"""What is given to the decompressor at once: it copies what it could not take."""
 MAX_GZIP_RATIO = 250
 """Events differ in id and time, so real exports stay far below; deflate itself can reach 1,030."""
 GZIP_RATIO_FROM_BYTES = 1 << 20
@@ -46,12 +49,28 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """Whole lines in a file.
+
+    `first_line` counts the lines of the export before it. `plain`: nothing in it needs a careful look (decoding).
+    `unterminated`: as with a block.
+    """
+
+    path: Path
+    first_line: int
+    lines: int
+    plain: bool
+    unterminated: bool
+
+
+@dataclass(frozen=True, slots=True)
 class OversizedLine:
     """A line longer than the limit, of which only the start was kept."""
 
     start: bytes
     length: int
     sha256: str
+    first_line: int = 0
 
 
 def is_sentinel(line: bytes) -> bool:
@@ -68,52 +87,7 @@ def is_sentinel(line: bytes) -> bool:
     return isinstance(value, dict) and "error" in value and "event" not in value
 
 
-def read_blocks(
-    spool: Spool, *, block_bytes: int, max_line_bytes: int, max_raw_bytes: int = 1 << 16
-) -> Iterator[Block | OversizedLine]:
-    """Yield the lines of the export in order, as blocks of about `block_bytes`.
-
-    Of a line that is longer than a block and `max_line_bytes` only the first `max_raw_bytes` are kept. Raises
-    ExportBrokenError as soon as the body proves not to be whole.
-    """
-    pending: list[bytes] = []
-    pending_bytes = 0
-    oversized: _Oversized | None = None
-    for inflated in _without_mark(inflate(spool)):
-        data = inflated
-        if oversized is not None:
-            end = data.find(b"\n")
-            if end < 0:
-                oversized.add(data)
-                continue
-            oversized.add(data[:end])
-            yield oversized.line()
-            oversized = None
-            data = data[end + 1 :]
-        pending_bytes += len(data)
-        if pending_bytes < block_bytes:
-            pending.append(data)
-            continue
-        cut = data.rfind(b"\n") + 1
-        if not cut:
-            # a line longer than a piece: what is whole before it must be looked for
-            data = b"".join((*pending, data))
-            pending, cut = [], data.rfind(b"\n") + 1
-        if cut:
-            yield Block(b"".join((*pending, memoryview(data)[:cut])))
-        rest = data[cut:]
-        if len(rest) > max_line_bytes:
-            oversized = _Oversized(rest, max_raw_bytes)
-            rest = b""
-        pending, pending_bytes = [rest], len(rest)
-    if oversized is not None:
-        raise ExportBrokenError("The export ends inside a line.", reason="truncated_line")
-    joined = b"".join(pending)
-    if joined:
-        yield Block(joined, unterminated=not joined.endswith(b"\n"))
-
-
-def _without_mark(pieces: Iterator[bytes]) -> Iterator[bytes]:
+def without_mark(pieces: Iterator[bytes]) -> Iterator[bytes]:
     """Without the byte order mark at the very start, which the pieces may cut in two."""
     start = b""
     for piece in pieces:
@@ -153,7 +127,7 @@ def _inflate_members(chunks: Iterator[bytes]) -> Iterator[bytes]:
     member: isal_zlib.Decompress | None = None
     padding = False
     start = b""
-    for chunk in chunks:
+    for chunk in _slices(chunks):
         received += len(chunk)
         data = start + chunk
         start = b""
@@ -191,25 +165,11 @@ def _inflate_members(chunks: Iterator[bytes]) -> Iterator[bytes]:
         raise ExportBrokenError("The gzip body ends before its trailer.", reason="cut_gzip")
 
 
+def _slices(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    for chunk in chunks:
+        for start in range(0, len(chunk), DEFLATED_BYTES):
+            yield chunk[start : start + DEFLATED_BYTES]
+
+
 def _trailing_text() -> ExportBrokenError:
     return ExportBrokenError("Text follows the end of the gzip body.", reason="trailing_text")
-
-
-class _Oversized:
-    """The length, hash and start of a line that is too long to keep."""
-
-    def __init__(self, data: bytes, kept_bytes: int) -> None:
-        self._kept_bytes = kept_bytes
-        self._start = b""
-        self._length = 0
-        self._hash = hashlib.sha256()
-        self.add(data)
-
-    def add(self, data: bytes) -> None:
-        if len(self._start) < self._kept_bytes:
-            self._start += data[: self._kept_bytes - len(self._start)]
-        self._length += len(data)
-        self._hash.update(data)
-
-    def line(self) -> OversizedLine:
-        return OversizedLine(self._start, self._length, self._hash.hexdigest())

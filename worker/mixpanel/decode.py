@@ -1,10 +1,14 @@
-"""From blocks of lines to columns of text: which lines are events, and what stands under the wanted paths.
+"""From lines to columns of text: which lines are events, and what stands under the wanted paths.
 
-DuckDB's JSON reader does the work, vectorised and without the GIL. It takes any bytes, and it refuses a block with a
-line that is no JSON, no object, or has a wanted key twice: such a block is halved until the bad lines are among few,
-and those few are read by `read_exactly`, which is slow, exact, and the definition of what this module does. In one
-thing DuckDB is not exact where it succeeds: it passes numbers with a point or an exponent through a double. So such
-values are compared with the bytes they came from, and read exactly where the two differ.
+DuckDB's JSON reader does the work, vectorised and without the GIL, on a file of lines whose rows it hands out as it
+goes. It takes any bytes, and it stops at a line that is no JSON, no object, or has a wanted key twice. Such a file is
+then taken from its start, in blocks; a refused block is halved until the bad lines are among few, and those few are
+read by `read_exactly`, which is slow, exact, and the definition of what this module does.
+
+In one thing DuckDB is not exact where it succeeds: it passes numbers with a point or an exponent through a double. So a
+column is first read as text, which is fastest, and that will do for as long as no text could be such a number, or an
+object or array that holds one. From the first one on the column is read as JSON, which tells numbers from strings, and
+such values are compared with the bytes they came from, and read exactly where the two differ.
 
 The text of a JSON value: a string's own characters; a number's JSON text; `true`, `false`; the JSON text of an object
 or array; null for null and for what is absent. Of two equal keys in one object the last counts, with a warning.
@@ -12,6 +16,7 @@ or array; null for null and for what is absent. Of two equal keys in one object 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,8 +24,8 @@ import pathlib
 import re
 import tempfile
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import cache, cached_property, partial
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import duckdb
 import numpy as np
@@ -31,9 +36,11 @@ import pyarrow.compute as pc
 from worker.mixpanel.body import Block, OversizedLine
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     from numpy.typing import NDArray
+
+    from worker.mixpanel.body import Piece
 
 Path = tuple[str, ...]
 """Keys from the top of a line: ("event",), ("properties", "$insert_id")."""
@@ -64,6 +71,11 @@ MAX_DEPTH = 200
 BRACE, BRACKET = ord("{"), ord("[")
 SKIPPED_BY_DUCKDB = (b"\xef\xbb\xbf", b"\x0b", b"\x0c")
 """A byte order mark at the start, and white space that is none in JSON; the last two stand in no text either."""
+STREAM_ROWS = 16_384
+"""Rows that are handed on together."""
+READ_BYTES = 1 << 20
+LOOK_BYTES = 1 << 15
+"""So few bytes of usual events have not as many objects as one line may have, which spares a look at each line."""
 SCAN_BYTES = 1 << 17
 """What is scanned at once stays, with all that is made of it, in the processor's cache."""
 
@@ -79,12 +91,13 @@ class LineReject(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """One block, decoded.
+    """Some lines, decoded.
 
-    `texts[i]` belongs to the decoder's `paths[i]` and has one value an *event*; `rows` gives each event's line within
-    the block. `lines` counts all lines, `blank` those without a character. `keys` holds 128 bits of Mixpanel's key (0
-    for an event without `$insert_id`), `processed` its `mp_processing_time_ms` (-1 when there is none), `content` 64
-    bits of all other texts, for a choice between duplicates that does not hang on the order of rows.
+    `texts[i]` belongs to the decoder's `paths[i]` and has one value an *event*; `rows` gives each event's line,
+    counted from 0. `lines` counts all lines, `blank` those without a character. `keys` holds 128 bits of Mixpanel's key
+    (0 for an event without `$insert_id`), `processed` its `mp_processing_time_ms` (-1 when there is none).
+
+    `raw` gives the lines themselves; to be called before more is decoded.
     """
 
     lines: int
@@ -94,124 +107,191 @@ class Decoded:
     rejects: list[LineReject]
     keys: NDArray[np.uint64]
     processed: NDArray[np.int64]
-    content: NDArray[np.uint64]
     duplicate_keys: int
     duplicate_key_sample: str | None
     last_line_rejected: bool
+    raw: Callable[[], RawLines]
+
+    def refused(
+        self, positions: NDArray[np.int64], code: str, reasons: Sequence[str], max_raw_bytes: int
+    ) -> list[LineReject]:
+        """Rejects, with their raw lines, for events that a later step refuses."""
+        lines = self.raw()
+        return [
+            LineReject(int(row), code, reason, lines[int(row)][:max_raw_bytes])
+            for row, reason in zip(self.rows[positions], reasons, strict=True)
+        ]
 
 
 class NotAnEvent(Exception):  # noqa: N818 - a verdict on a line, not an error of the program
     """The line is no event; the text says why."""
 
 
+class NotPlainError(Exception):
+    """What was decoded of a piece is void: it must be decoded in blocks."""
+
+
+class _Refused(Exception):  # noqa: N818 - an answer, not an error of the program
+    """DuckDB does not read these lines, or not so many of them at once."""
+
+
+class _KindsChanged(Exception):  # noqa: N818 - an answer, not an error of the program
+    """More columns than before must be read as JSON."""
+
+
 class Decoder:
-    """Decodes blocks for one set of paths. Not for use by two threads at once: each thread has its own.
+    """Decodes lines for one set of paths. Not for use by two threads at once: each thread has its own.
 
     `paths`: what `Decoded.texts` gives, in this order: those asked for, then KEY_PATHS and PROCESSED.
     """
 
     def __init__(self, wanted: Sequence[Path], *, max_line_bytes: int, max_raw_bytes: int) -> None:
         self.paths: tuple[Path, ...] = tuple(dict.fromkeys((*wanted, *KEY_PATHS, PROCESSED)))
+        self._event = self.paths.index(EVENT)
+        self._keys = [self.paths.index(path) for path in KEY_PATHS]
         self._max_line_bytes = max_line_bytes
         self._max_raw_bytes = max_raw_bytes
-        self._file = _BlockFile()
+        self._block = _BlockFile()
         self._connection = duckdb.connect(
             ":memory:",
             config={
                 "threads": 1,
                 "memory_limit": "256MB",
-                # the file keeps its name and changes its content
+                # a file keeps its name and changes its content
                 "enable_external_file_cache": False,
                 "autoinstall_known_extensions": False,
                 "autoload_known_extensions": False,
             },
         )
-        self._hashes = self._hash_expressions()
-        queries = [self._sql(layer) for layer in _layers(self.paths)]
-        self._hashed = len(queries) == 1
-        if self._hashed:
-            queries = [f"select *, {self._hashes} from ({queries[0]})"]  # noqa: S608 - quoted above
-        # bound once, for that takes as long as to read some thousand lines; each look at a relation runs it anew
-        self._relations = [self._connection.sql(query) for query in queries]
+        self._layers = _layers(self.paths)
+        # rows of several streams are read side by side, and a connection has one
+        self._cursors = [self._connection.cursor() for _ in self._layers]
+        self._json: set[int] = set()
+        """The columns that are read as JSON, by position in `paths`; the others are read as text."""
+        # binding takes as long as reading some thousand lines, and a block may be halved many times
+        self._block_relations = self._bound(self._block.path)
 
     def close(self) -> None:
         self._connection.close()
-        self._file.close()
-
-    def _hash_expressions(self) -> str:
-        """Three numbers a row, from its JSON texts: two for Mixpanel's key, one for all the rest."""
-        keys = [f"c{self.paths.index(path)}" for path in KEY_PATHS]
-        rest = [name for name in (f"c{index}" for index in range(len(self.paths))) if name not in keys]
-        return f"hash({', '.join(keys)}) as h0, hash({', '.join(reversed(keys))}) as h1, hash({', '.join(rest)}) as h2"
-
-    def _sql(self, layer: Sequence[int]) -> str:
-        """The query for the JSON texts of some paths, none of which lies above another, as columns c0, c1, …"""
-        tree: dict[str, Any] = {}
-        for index in layer:
-            node = tree
-            for name in self.paths[index]:
-                node = node.setdefault(name, {})
-        kinds = ", ".join(f"{_identifier(name)}: {_literal(_type_of(node))}" for name, node in tree.items())
-        columns = ", ".join(".".join(map(_identifier, self.paths[index])) + f"::varchar as c{index}" for index in layer)
-        return (
-            f"select {columns} from read_ndjson({_literal(self._file.path)}, columns = {{{kinds}}}, "  # noqa: S608 - quoted
-            f"maximum_object_size = {FAST_LINE_BYTES})"
-        )
+        self._block.close()
 
     def decode(self, block: Block | OversizedLine) -> Decoded:
         """Decode whole lines. Never raises for what the lines hold."""
         if isinstance(block, OversizedLine):
             reason = _too_long(block.length, block.sha256)
             reject = LineReject(0, CORRUPT, reason, block.start[: self._max_raw_bytes])
-            return self._assemble(1, [], _Careful(rejects=[reject]))
+            return self._assemble(1, [], _Careful(rejects=[reject]), lambda: [block.start])
         lines = _Lines(block.data)
         careful = _Careful()
-        pieces: list[_Piece] = []
+        parts: list[_Part] = []
         suspects = _suspects(lines, self._max_line_bytes)
         careful.lines.extend(np.flatnonzero(suspects).tolist())
-        self._read(lines, np.flatnonzero(~suspects), pieces, careful)
-        for line in sorted(careful.lines):
-            self._read_exactly(line, lines[line], careful)
-        return self._assemble(len(lines), pieces, careful)
+        self._read(lines, np.flatnonzero(~suspects), parts, careful)
+        return self._assemble(len(lines), parts, careful, lambda: lines)
+
+    def decode_piece(self, piece: Piece) -> Generator[Decoded, None, None]:
+        """Decode a plain piece, some thousand lines at a time: the same as `decode` gives for its lines.
+
+        Raises NotPlainError at a line that DuckDB does not read, or at the end when it skipped one. To be closed by who
+        leaves it before its end: until then nothing else can be decoded.
+        """
+        given = 0
+        with piece.path.open("rb") as file:
+            reader = _LineReader(file)
+            while True:
+                try:
+                    with contextlib.closing(self._stream(self._bound(str(piece.path)), given)) as batches:
+                        for batch in batches:
+                            count = batch.num_rows
+                            lines = cache(partial(reader.lines, given, count))
+                            careful = _Careful()
+                            part = self._part(batch, np.arange(count), lines, careful)
+                            given += count
+                            yield self._assemble(count, [part], careful, lines)
+                    break
+                except _KindsChanged:
+                    continue
+                except _Refused as error:
+                    raise NotPlainError from error
+        if given != piece.lines:
+            raise NotPlainError
+
+    def decode_blocks(self, piece: Piece, block_bytes: int) -> Iterator[Decoded]:
+        """Decode any piece, about `block_bytes` at a time. Never raises for what the lines hold."""
+        with piece.path.open("rb") as file:
+            while data := file.read(block_bytes):
+                yield self.decode(Block(data if data.endswith(b"\n") else data + file.readline()))
 
     def _read(
-        self, lines: _Lines, rows: NDArray[np.int64], pieces: list[_Piece], careful: _Careful, *, sifted: bool = False
+        self, lines: _Lines, rows: NDArray[np.int64], parts: list[_Part], careful: _Careful, *, sifted: bool = False
     ) -> None:
         """Read these lines fast; those that cannot be read so are left to `careful`.
 
-        A refused piece is first sifted of what is no JSON object, then halved until few lines are left.
+        A refused part is first sifted of what is no JSON object, then halved until few lines are left.
         """
         if not len(rows):
             return
-        table = self._try(lines.joined(rows), len(rows))
-        if table is None:
+        try:
+            parts.append(self._read_at_once(lines, rows, careful))
+        except _Refused:
             if len(rows) <= EXACT_LINES:
                 careful.lines.extend(rows.tolist())
             elif not sifted:
                 good = self._sift(lines, rows)
                 careful.lines.extend(rows[~good].tolist())
-                self._read(lines, rows[good], pieces, careful, sifted=True)
+                self._read(lines, rows[good], parts, careful, sifted=True)
             else:
                 for half in np.array_split(rows, 2):
-                    self._read(lines, half, pieces, careful, sifted=True)
-            return
+                    self._read(lines, half, parts, careful, sifted=True)
+
+    def _read_at_once(self, lines: _Lines, rows: NDArray[np.int64], careful: _Careful) -> _Part:
+        self._block.replace(lines.joined(rows))
+        while True:
+            batches = list(self._stream(self._block_relations, 0))
+            if sum(batch.num_rows for batch in batches) != len(rows):
+                raise _Refused
+            try:
+                return self._part(_joined(batches), rows, lambda: lines, careful)
+            except _KindsChanged:
+                continue
+
+    def _part(
+        self, batch: pa.RecordBatch, rows: NDArray[np.int64], lines: Callable[[], _Lines], careful: _Careful
+    ) -> _Part:
+        """Texts and keys of rows as DuckDB read them; rows of which something is not certain are left to `careful`.
+
+        Raises _KindsChanged when a column that was read as text may hold something else.
+        """
+        changed = {
+            index
+            for index in range(len(self.paths))
+            if index not in self._json and _may_not_be_text(batch.column(index), event=index == self._event)
+        }
+        if changed:
+            self._json |= changed
+            self._block_relations = self._bound(self._block.path)
+            raise _KindsChanged
         doubtful = np.zeros(len(rows), dtype=bool)
-        texts = []
+        texts: list[pa.StringArray] = []
         for index, path in enumerate(self.paths):
-            column = _single(table[f"c{index}"])
-            text, kind = _unquoted(column)
-            if path == EVENT:
-                doubtful |= kind != QUOTE
-            else:
-                text = _with_numbers_as_written(lines, rows, path, column, kind, text, doubtful)
+            text: Any = batch.column(index)
+            if index in self._json:
+                column = text
+                text, kind = _unquoted(column)
+                if index == self._event:
+                    doubtful |= kind != QUOTE
+                else:
+                    text = _with_numbers_as_written(lines, rows, path, column, kind, text, doubtful)
+            elif index == self._event and text.null_count:
+                doubtful |= np.asarray(text.is_null())
             texts.append(text)
-        hashes = self._hashes_of(table)
+        keys = self._keys_of(texts, batch if self._hashes_are_read else None)
         if doubtful.any():
             careful.lines.extend(rows[doubtful].tolist())
             sure = pa.array(~doubtful)
             texts = [text.filter(sure) for text in texts]
-            rows, hashes = rows[~doubtful], hashes[~doubtful]
-        pieces.append(_Piece(rows, texts, hashes))
+            rows, keys = rows[~doubtful], keys[~doubtful]
+        return _Part(rows, texts, keys)
 
     def _sift(self, lines: _Lines, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of these lines are JSON objects with an object, or nothing, under `properties`."""
@@ -229,41 +309,81 @@ class Decoder:
         self._connection.unregister("lines")
         return np.asarray(table["good"]).astype(bool)
 
-    def _try(self, data: memoryview, count: int) -> pa.Table | None:
-        """The JSON texts of `count` lines as c0, c1, … in the order of the paths, and their hashes.
+    # Queries
 
-        None if DuckDB refuses the lines or sees another number of them.
+    @property
+    def _hashes_are_read(self) -> bool:
+        """Whether the hashes of the key come with the rows: all its columns are read at once, and as text."""
+        return len(self._layers) == 1 and self._json.isdisjoint(self._keys)
+
+    def _bound(self, path: str) -> list[duckdb.DuckDBPyRelation]:
+        """The query of each layer for a file; each look at such a relation runs it anew."""
+        return [cursor.sql(self._sql(path, layer)) for cursor, layer in zip(self._cursors, self._layers, strict=True)]
+
+    def _stream(
+        self, relations: Sequence[duckdb.DuckDBPyRelation], skipped: int
+    ) -> Generator[pa.RecordBatch, None, None]:
+        """The rows from row `skipped` on: the columns in the order of the paths, and the hashes if they are read.
+
+        Raises _Refused at a line that is no row.
         """
-        self._file.replace(data)
-        whole: pa.Table | None = None
-        for relation in self._relations:
-            try:
-                table = relation.to_arrow_table()
-            except (duckdb.InvalidInputException, UnicodeDecodeError):  # its message may be cut within a character
-                return None
-            if table.num_rows != count:
-                return None
-            if whole is None:
-                whole = table
-            else:
-                for name in table.column_names:
-                    whole = whole.append_column(name, table[name])
-        assert whole is not None
-        return whole if self._hashed else self._with_hashes(whole)
+        with contextlib.ExitStack() as stack:
+            readers = [stack.enter_context(_opened(relation)) for relation in relations]
+            while (batch := self._side_by_side([_next(reader) for reader in readers])) is not None:
+                if skipped >= batch.num_rows:
+                    skipped -= batch.num_rows
+                    continue
+                yield batch.slice(skipped)
+                skipped = 0
 
-    def _with_hashes(self, texts: pa.Table) -> pa.Table:
-        self._connection.register("texts", texts)
-        table: pa.Table = self._connection.sql(f"select *, {self._hashes} from texts").to_arrow_table()  # noqa: S608
-        self._connection.unregister("texts")
-        return table
+    def _side_by_side(self, batches: Sequence[pa.RecordBatch | None]) -> pa.RecordBatch | None:
+        """The columns of all layers as one batch. Raises _Refused when they have not as many rows."""
+        if len(batches) == 1:
+            return batches[0]
+        if all(batch is None for batch in batches):
+            return None
+        columns: list[Any] = [None] * len(self.paths)
+        for batch, layer in zip(batches, self._layers, strict=True):
+            for position, index in enumerate(layer):
+                columns[index] = None if batch is None else batch.column(position)
+        if len({len(column) if column is not None else -1 for column in columns}) != 1:
+            raise _Refused
+        return pa.RecordBatch.from_arrays(columns, names=[f"c{index}" for index in range(len(columns))])
 
-    def _hashes_of(self, table: pa.Table) -> NDArray[np.uint64]:
-        """The three hashes of each row; the two of the key are zero where there is no `$insert_id`."""
-        hashes = np.column_stack([np.asarray(table[name]) for name in ("h0", "h1", "h2")])
-        insert_id = table[f"c{self.paths.index(INSERT_ID)}"]
-        without = pc.fill_null(pc.equal(insert_id, _EMPTY), _TRUE)
-        hashes[np.asarray(without), :2] = 0
-        return hashes
+    def _sql(self, path: str, layer: Sequence[int]) -> str:
+        """The query for some paths, none of which lies above another, and for the hashes, if they are read."""
+        tree: dict[str, Any] = {}
+        for index in layer:
+            node = tree
+            for name in self.paths[index][:-1]:
+                node = node.setdefault(name, {})
+            node[self.paths[index][-1]] = "JSON" if index in self._json else "VARCHAR"
+        kinds = ", ".join(f"{_identifier(name)}: {_literal(_type_of(node))}" for name, node in tree.items())
+        columns = [".".join(map(_identifier, self.paths[index])) + f"::varchar as c{index}" for index in layer]
+        # were it not told that lines are records, it would look into the file for that where one column is wanted
+        read = (
+            f"select {', '.join(columns)} from read_ndjson({_literal(path)}, columns = {{{kinds}}}, "  # noqa: S608 - quoted
+            f"records = true, maximum_object_size = {FAST_LINE_BYTES})"
+        )
+        return f"select *, {self._hashes()} from ({read})" if self._hashes_are_read else read  # noqa: S608 - quoted
+
+    def _hashes(self) -> str:
+        """Two numbers a row that stand for Mixpanel's key."""
+        keys = [f"c{index}" for index in self._keys]
+        return f"hash({', '.join(keys)}) as h0, hash({', '.join(reversed(keys))}) as h1"
+
+    def _keys_of(self, texts: Sequence[pa.StringArray], read: pa.RecordBatch | None) -> NDArray[np.uint64]:
+        """The two hashes of each row, zero where there is no `$insert_id`; those that were read, or made here."""
+        hashed: Any = read
+        if hashed is None:
+            named = {f"c{index}": texts[index] for index in self._keys}
+            self._connection.register("texts", pa.table(named))
+            hashed = self._connection.sql(f"select {self._hashes()} from texts").to_arrow_table()  # noqa: S608 - names made here
+            self._connection.unregister("texts")
+        keys = np.column_stack([np.asarray(hashed.column(name)) for name in ("h0", "h1")])
+        without = pc.fill_null(pc.equal(texts[self._keys[-1]], _EMPTY), _TRUE)
+        keys[np.asarray(without)] = 0
+        return keys
 
     def _read_exactly(self, line: int, raw: bytes, careful: _Careful) -> None:
         if not raw.strip():
@@ -282,77 +402,51 @@ class Decoder:
         careful.rows.append(line)
         careful.found.append(exact)
 
-    def _careful_piece(self, careful: _Careful) -> _Piece:
-        """The lines that were read exactly, as a piece like the others: their hashes come from the same JSON texts."""
-        texts = []
-        table = pa.table({"row": pa.array(careful.rows, type=pa.int64())})
-        for index in range(len(self.paths)):
-            text = pa.array([exact.texts[index] for exact in careful.found], type=pa.string())
-            quoted = pa.array([exact.quoted[index] for exact in careful.found], type=pa.bool_())
-            texts.append(text)
-            table = table.append_column(f"t{index}", text).append_column(f"q{index}", quoted)
-        self._connection.register("exact", table)
-        columns = ", ".join(
-            f"case when q{index} then to_json(t{index})::varchar else json(t{index})::varchar end as c{index}"
-            for index in range(len(self.paths))
-        )
-        json_texts = self._connection.sql(f"select {columns} from exact").to_arrow_table()  # noqa: S608 - names made here
-        self._connection.unregister("exact")
-        hashes = self._hashes_of(self._with_hashes(json_texts))
-        return _Piece(np.array(careful.rows, dtype=np.int64), texts, hashes)
-
-    def _assemble(self, lines: int, pieces: list[_Piece], careful: _Careful) -> Decoded:
+    def _assemble(self, count: int, parts: list[_Part], careful: _Careful, lines: Callable[[], RawLines]) -> Decoded:
+        for line in sorted(careful.lines):
+            self._read_exactly(line, lines()[line], careful)
         if careful.found:
-            pieces = [*pieces, self._careful_piece(careful)]
-        if not pieces:
-            nothing = pa.array([], type=pa.string())
-            pieces = [
-                _Piece(np.zeros(0, dtype=np.int64), [nothing] * len(self.paths), np.zeros((0, 3), dtype=np.uint64))
+            exact = [
+                pa.array([found.texts[index] for found in careful.found], type=pa.string())
+                for index in range(len(self.paths))
             ]
-        if len(pieces) == 1:
-            rows, texts, hashes = pieces[0]
+            parts = [*parts, _Part(np.array(careful.rows, dtype=np.int64), exact, self._keys_of(exact, None))]
+        if not parts:
+            nothing = pa.array([], type=pa.string())
+            parts = [_Part(np.zeros(0, dtype=np.int64), [nothing] * len(self.paths), np.zeros((0, 2), dtype=np.uint64))]
+        if len(parts) == 1:
+            rows, texts, keys = parts[0]
         else:
-            order = np.argsort(np.concatenate([piece.rows for piece in pieces]), kind="stable")
-            rows = np.concatenate([piece.rows for piece in pieces])[order]
-            hashes = np.concatenate([piece.hashes for piece in pieces])[order]
+            order = np.argsort(np.concatenate([part.rows for part in parts]), kind="stable")
+            rows = np.concatenate([part.rows for part in parts])[order]
+            keys = np.concatenate([part.keys for part in parts])[order]
             at = _positions(order)
             texts = [
-                pa.concat_arrays([piece.texts[index] for piece in pieces]).take(at) for index in range(len(self.paths))
+                pa.concat_arrays([part.texts[index] for part in parts]).take(at) for index in range(len(self.paths))
             ]
         rejects = sorted(careful.rejects)
         duplicates = [exact.duplicate_key for exact in careful.found if exact.duplicate_key is not None]
         return Decoded(
-            lines=lines,
+            lines=count,
             blank=careful.blank,
             rows=rows,
             texts=texts,
             rejects=rejects,
-            keys=hashes[:, :2],
+            keys=keys,
             processed=_milliseconds(texts[self.paths.index(PROCESSED)]),
-            content=hashes[:, 2],
             duplicate_keys=len(duplicates),
             duplicate_key_sample=duplicates[0] if duplicates else None,
-            last_line_rejected=bool(rejects) and rejects[-1].row == lines - 1,
+            last_line_rejected=bool(rejects) and rejects[-1].row == count - 1,
+            raw=lines,
         )
 
-    def rejects(
-        self, block: Block | OversizedLine, rows: NDArray[np.int64], code: str, reasons: Sequence[str]
-    ) -> list[LineReject]:
-        """Rejects, with their raw lines, for events that a later step refuses; `rows` are their lines in the block."""
-        assert isinstance(block, Block)
-        lines = _Lines(block.data)
-        return [
-            LineReject(int(row), code, reason, lines[int(row)][: self._max_raw_bytes])
-            for row, reason in zip(rows, reasons, strict=True)
-        ]
 
-
-class _Piece(NamedTuple):
-    """Events of a block: their lines, their texts by path, their three hashes."""
+class _Part(NamedTuple):
+    """Some events: their lines, their texts by path, the two hashes of their keys."""
 
     rows: NDArray[np.int64]
     texts: list[pa.StringArray]
-    hashes: NDArray[np.uint64]
+    keys: NDArray[np.uint64]
 
 
 class _Careful:
@@ -374,10 +468,7 @@ class _Lines:
         self._data = data
         self._view = memoryview(data)
         self._open_end = int(self.bytes[-1] != NEWLINE)
-        newlines, braces, brackets = _count(self.bytes, (NEWLINE, BRACE, BRACKET))
-        self._count = newlines + self._open_end
-        self.openings = braces + brackets
-        """How many objects and arrays begin in all lines together."""
+        self._count = _count(self.bytes, NEWLINE) + self._open_end
 
     def __len__(self) -> int:
         return self._count
@@ -425,6 +516,41 @@ class _Lines:
         chosen[rows] = True
         lengths = np.minimum(self.ends + 1, len(self.bytes)) - self.starts
         return memoryview(self.bytes[np.repeat(chosen, lengths)])
+
+
+RawLines = _Lines | list[bytes]
+
+
+class _LineReader:
+    """The lines of a file by number, asked for in ascending order."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._line = self._at = 0
+
+    def lines(self, first: int, count: int) -> _Lines:
+        """`count` lines from line `first` on, which is not before the first one of the call before."""
+        while self._line < first:
+            _, size = self._read(first - self._line)
+            self._at += size
+        parts: list[bytes] = []
+        position, line = self._at, self._line
+        while self._line < first + count:
+            data, size = self._read(first + count - self._line)
+            parts.append(data[:size])
+            self._at += size
+            if len(data) < READ_BYTES:
+                break
+        self._at, self._line = position, line
+        return _Lines(b"".join(parts))
+
+    def _read(self, lines: int) -> tuple[bytes, int]:
+        """Some bytes, and how many of them belong to the next `lines` lines."""
+        self._file.seek(self._at)
+        data = self._file.read(READ_BYTES)
+        ends = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == NEWLINE)
+        self._line += min(len(ends), lines)
+        return data, len(data) if len(ends) < lines else int(ends[lines - 1]) + 1
 
 
 class _BlockFile:
@@ -610,7 +736,7 @@ def _why_not_json(line: bytes) -> str:
     except orjson.JSONDecodeError as error:
         return f"The line is not JSON: {error}."
     if isinstance(value, dict):
-        return "The line has no event name."
+        return f"Objects and arrays are more than {MAX_DEPTH} deep within each other."
     return "The line is not a JSON object."
 
 
@@ -642,11 +768,83 @@ def _clash(one: Path, other: Path) -> bool:
     return True
 
 
-def _type_of(node: dict[str, Any]) -> str:
-    """The DuckDB type that reads a tree of wanted keys."""
-    if not node:
-        return "JSON"
+def _type_of(node: dict[str, Any] | str) -> str:
+    """The DuckDB type that reads a tree of wanted keys with the types of the values."""
+    if isinstance(node, str):
+        return node
     return "STRUCT(" + ", ".join(f"{_identifier(name)} {_type_of(inner)}" for name, inner in node.items()) + ")"
+
+
+def _opened(relation: duckdb.DuckDBPyRelation) -> pa.RecordBatchReader:
+    try:
+        reader: pa.RecordBatchReader = relation.to_arrow_reader(STREAM_ROWS)
+    except (duckdb.InvalidInputException, UnicodeDecodeError) as error:  # its message may be cut within a character
+        raise _Refused from error
+    except duckdb.OutOfMemoryException as error:  # fewer lines need less
+        raise _Refused from error
+    return reader
+
+
+def _next(reader: pa.RecordBatchReader) -> pa.RecordBatch | None:
+    try:
+        return reader.read_next_batch()
+    except StopIteration:
+        return None
+    except UnicodeDecodeError as error:
+        raise _Refused from error
+    except (OSError, pa.ArrowException) as error:
+        # Arrow's stream passes the text of an error on, not its class
+        if "Invalid Input Error" in str(error) or "Out of Memory Error" in str(error):
+            raise _Refused from error
+        raise
+
+
+def _joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    if len(batches) == 1:
+        return batches[0]
+    return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
+
+
+_NUMBER = r"(?i)^-?(\d+(\.\d+(e[+-]?\d+)?|e[+-]?\d+)|inf(inity)?|nan)$"
+"""A number that is no integer, as DuckDB writes it."""
+LONGEST_DOUBLE = 32
+"""Bytes, and more than any double has when it is written in the shortest way."""
+
+
+def _may_not_be_text(column: Any, *, event: bool) -> bool:  # noqa: ANN401 - a StringArray, which the stubs lose
+    """Whether a value may be something that a text does not tell: an object or array, a number that is no integer.
+
+    Of an event's name, whether it may be anything but a string.
+    """
+    if column.null_count == len(column):
+        return False
+    offsets, data = _bytes_of(column)
+    if not len(data):
+        return False
+    starts, ends = offsets[:-1], offsets[1:]
+    kinds = _STARTS.take(data.take(starts, mode="clip"))
+    if not kinds.any():
+        return event and _holds_literals(column)
+    lengths = ends - starts
+    kinds[lengths == 0] = 0
+    if (kinds == STARTS_TREE).any():
+        return True
+    if event and ((kinds == STARTS_NUMBER).any() or _holds_literals(column)):
+        return True
+    numbers = np.flatnonzero((kinds >= STARTS_NUMBER) & (lengths <= LONGEST_DOUBLE))
+    numbers = numbers[_STARTS[data[ends[numbers] - 1]] >= STARTS_NUMBER]
+    if not len(numbers):
+        return False
+    texts = column if len(numbers) * 2 > len(column) else column.take(_positions(numbers))
+    digits = pc.ascii_is_decimal(texts)
+    if pc.all(digits).as_py():
+        return False
+    rest = texts.filter(pc.invert(digits))
+    return bool(pc.any(pc.match_substring_regex(rest, _NUMBER)).as_py())
+
+
+def _holds_literals(column: pa.StringArray) -> bool:
+    return bool(pc.any(pc.is_in(column, _LITERALS)).as_py())
 
 
 def _unquoted(column: pa.StringArray) -> tuple[pa.StringArray, NDArray[np.uint8]]:
@@ -676,6 +874,55 @@ def _unquoted(column: pa.StringArray) -> tuple[pa.StringArray, NDArray[np.uint8]
     return text, kind
 
 
+class Look:
+    """What a quick look at some lines tells about how to read them; their bytes come in any parts.
+
+    `plain`: nothing is in the lines of which DuckDB and JSON may make different things, but for blank lines. No line is
+    longer than `max_line_bytes`, and none has so many objects and arrays that they may lie too deep in each other. It
+    may be False where a closer look finds nothing, never the other way round.
+    """
+
+    def __init__(self, max_line_bytes: int) -> None:
+        self.newlines = 0
+        self.plain = True
+        self._max_line_bytes = max_line_bytes
+        # what the line that has not ended has at most
+        self._length = self._openings = 0
+
+    def at(self, part: bytes | memoryview, *, strange: bool) -> None:
+        """Look at the next bytes; `strange` tells whether what they were cut from looked so."""
+        octets = np.frombuffer(part, dtype=np.uint8)
+        for start in range(0, len(octets), LOOK_BYTES):
+            self._scan(octets[start : start + LOOK_BYTES])
+        self.plain &= not strange
+
+    def _scan(self, octets: NDArray[np.uint8]) -> None:
+        is_newline = octets == NEWLINE
+        # { and [ are one bit apart
+        is_opening = octets & ~np.uint8(BRACE ^ BRACKET) == (BRACE & BRACKET)
+        newlines, openings = int(np.count_nonzero(is_newline)), int(np.count_nonzero(is_opening))
+        self.newlines += newlines
+        most_bytes, most_openings = self._length + len(octets), self._openings + openings
+        if most_bytes <= self._max_line_bytes and most_openings <= MAX_DEPTH:
+            # all of it together would not be too much for one line
+            self._length, self._openings = (len(octets), openings) if newlines else (most_bytes, most_openings)
+            return
+        ends = np.flatnonzero(is_newline)
+        lengths = np.diff(ends, prepend=-1, append=len(octets)) - 1
+        each = np.diff(np.searchsorted(np.flatnonzero(is_opening), ends), prepend=0, append=openings)
+        lengths[0] += self._length
+        each[0] += self._openings
+        self._length, self._openings = int(lengths[-1]), int(each[-1])
+        self.plain &= bool(lengths.max() <= self._max_line_bytes and each.max() <= MAX_DEPTH)
+
+
+def looks_strange(data: bytes) -> bool:
+    """Whether something is in the bytes that DuckDB skips and JSON does not, or the start of it at their end."""
+    # one byte is looked for at the speed of memory
+    found = any(needle[:1] in data and needle in data for needle in SKIPPED_BY_DUCKDB)
+    return found or data.endswith((b"\xef", b"\xef\xbb"))
+
+
 def _suspects(lines: _Lines, max_line_bytes: int) -> NDArray[np.bool_]:
     """Lines on which DuckDB and JSON differ, or may: they are read exactly, whatever stands beside them.
 
@@ -684,17 +931,17 @@ def _suspects(lines: _Lines, max_line_bytes: int) -> NDArray[np.bool_]:
     suspects = np.zeros(len(lines), dtype=bool)
     for needle in SKIPPED_BY_DUCKDB:
         suspects[lines.find(needle)] = True
-    # an event has two objects: only where there are many more can a line be deep
-    if lines.openings > 2 * len(lines) + MAX_DEPTH:
+    look = Look(max_line_bytes)
+    look.at(lines.bytes.data, strange=False)
+    if not look.plain:
         at = np.flatnonzero((lines.bytes == BRACE) | (lines.bytes == BRACKET))
         suspects |= np.bincount(np.searchsorted(lines.ends, at), minlength=len(lines)) > MAX_DEPTH
-    if max_line_bytes < FAST_LINE_BYTES:
         suspects |= lines.ends - lines.starts > max_line_bytes
     return suspects
 
 
 def _with_numbers_as_written(
-    lines: _Lines,
+    raw: Callable[[], _Lines],
     rows: NDArray[np.int64],
     path: Path,
     column: pa.StringArray,
@@ -717,6 +964,7 @@ def _with_numbers_as_written(
     if not len(inexact):
         return text
     at, values = at[inexact], values.take(_positions(inexact))
+    lines = raw()
     starts = _values_of(lines, rows[at], path[-1])
     certain = (starts >= 0) & ~lines.escaped[rows[at]]
     doubtful[at[~certain]] = True
@@ -750,6 +998,10 @@ def _values_of(lines: _Lines, rows: NDArray[np.int64], name: str) -> NDArray[np.
         base = max(int(lines.starts[rows[begin]]) - 8, 0)
         end = max(int(np.searchsorted(lines.ends[rows], base + SCAN_BYTES)), begin + 1)
         piece = data[base : int(lines.ends[rows[end - 1]])]
+        if len(piece) < 8:
+            # no event: these are the wrong lines, for DuckDB skipped one that is blank
+            begin = end
+            continue
         words = np.lib.stride_tricks.as_strided(piece[:8].view("<u8"), (len(piece) - 7,), (1,))
         at = np.flatnonzero((words & mask) == code) + base + 8
         row = np.searchsorted(lines.ends[rows[begin:end]], at) + begin
@@ -774,16 +1026,25 @@ def _same_bytes(data: NDArray[np.uint8], starts: NDArray[np.int64], texts: pa.St
     same = (ends < len(data)) & (lengths > 0)
     same[same] = _ENDS_VALUE[data[ends[same]]]
     rows = np.flatnonzero(same)
-    if not len(rows):
-        return same
-    lengths = lengths[rows]
-    firsts = np.cumsum(lengths) - lengths
-    every = np.arange(int(lengths.sum()))
-    differs = (
-        data[every + np.repeat(starts[rows] - firsts, lengths)]
-        != text[every + np.repeat(offsets[rows] - firsts, lengths)]
-    )
-    same[rows] = np.add.reduceat(differs, firsts) == 0
+    totals = np.cumsum(lengths[rows])
+    begin = 0
+    while begin < len(rows):
+        # each byte costs some dozens here, unless it is one of a value that is compared alone
+        before = int(totals[begin - 1]) if begin else 0
+        end = max(int(np.searchsorted(totals, before + SCAN_BYTES)), begin + 1)
+        some = rows[begin:end]
+        if len(some) == 1:
+            start, offset, length = int(starts[some[0]]), int(offsets[some[0]]), int(lengths[some[0]])
+            same[some] = np.array_equal(data[start : start + length], text[offset : offset + length])
+        else:
+            firsts = totals[begin:end] - lengths[some] - before
+            every = np.arange(int(totals[end - 1]) - before)
+            differs = (
+                data[every + np.repeat(starts[some] - firsts, lengths[some])]
+                != text[every + np.repeat(offsets[some] - firsts, lengths[some])]
+            )
+            same[some] = np.add.reduceat(differs, firsts) == 0
+        begin = end
     return same
 
 
@@ -811,13 +1072,19 @@ def _slices(data: NDArray[np.uint8], starts: NDArray[np.int64], lengths: NDArray
 BACKSLASH = ord("\\")
 # made once: making a scalar looks for an optional package each time
 _TRUE = pa.scalar(value=True)
-_EMPTY = pa.scalar('""')
+_EMPTY = pa.scalar("")
 _LONGEST_DIGITS = pa.scalar(18)
 _NO_NUMBER = pa.scalar("-1")
 _NO_MILLISECONDS = pa.scalar(-1)
 _LITERALS = pa.array(["true", "false"])
 _ENDS_VALUE = np.zeros(256, dtype=bool)
 _ENDS_VALUE[list(b",}] \t\r\n")] = True
+STARTS_TREE, STARTS_NUMBER, STARTS_CONSTANT = 1, 2, 3
+_STARTS = np.zeros(256, dtype=np.uint8)
+_STARTS[list(b"{[")] = STARTS_TREE
+_STARTS[list(b"0123456789-")] = STARTS_NUMBER
+# NaN and Infinity; with these letters they end, too
+_STARTS[list(b"iInNfFyY")] = STARTS_CONSTANT
 _IN_DECIMAL = np.zeros(256, dtype=bool)
 _IN_DECIMAL[list(b"0123456789.-")] = True
 
@@ -845,17 +1112,11 @@ def _single(column: pa.ChunkedArray[Any]) -> Any:  # noqa: ANN401 - the type of 
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
-def _count(data: NDArray[np.uint8], values: Sequence[int]) -> list[int]:
-    """How often each byte value occurs; in pieces that stay in the processor's cache."""
-    counts = [0] * len(values)
-    same = np.empty(SCAN_BYTES, dtype=bool)
-    for start in range(0, len(data), SCAN_BYTES):
-        piece = data[start : start + SCAN_BYTES]
-        found = same[: len(piece)]
-        for index, value in enumerate(values):
-            np.equal(piece, value, out=found)
-            counts[index] += int(np.count_nonzero(found))
-    return counts
+def _count(data: NDArray[np.uint8], value: int) -> int:
+    """How often a byte value occurs."""
+    return sum(
+        int(np.count_nonzero(data[start : start + SCAN_BYTES] == value)) for start in range(0, len(data), SCAN_BYTES)
+    )
 
 
 def _word(eight: bytes) -> int:

@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
     from types import TracebackType
 
     from numpy.typing import NDArray
 
-RECORD = np.dtype(
-    [("key0", "<u8"), ("key1", "<u8"), ("processed", "<i8"), ("content", "<u8"), ("row", "<i8")], align=False
-)
+    Contents = Callable[[NDArray[np.int64]], NDArray[np.uint64]]
+
+RECORD = np.dtype([("key0", "<u8"), ("key1", "<u8"), ("processed", "<i8"), ("row", "<i8")], align=False)
 PARTITIONS = 64
 
 
 class Deduplicator:
     """Takes the keys of a day block by block, then says which rows lose. Use as a context manager.
 
-    Two keys are the same when their 128 bits are. Of rows that were processed at the same time the one with the larger
-    `content` wins, so that the answer does not hang on the order of rows; the first of rows with equal content wins.
-    Above `memory_bytes` the records go to `folder`, split by key, and are compared part by part.
+    Two keys are the same when their 128 bits are. Above `memory_bytes` the records go to `folder`, split by key, and
+    are compared part by part.
     """
 
     def __init__(self, folder: Path, memory_bytes: int) -> None:
@@ -48,12 +48,12 @@ class Deduplicator:
         if self._spilled is not None:
             self._spilled.cleanup()
 
-    def add(self, keys: NDArray[np.uint64], processed: NDArray[np.int64], content: NDArray[np.uint64]) -> None:
+    def add(self, keys: NDArray[np.uint64], processed: NDArray[np.int64]) -> None:
         """The next rows in order. `keys` has two columns; a row whose key is all zero cannot be a duplicate."""
         rows = np.flatnonzero(keys.any(axis=1))
         records = np.empty(len(rows), dtype=RECORD)
         records["key0"], records["key1"] = keys[rows, 0], keys[rows, 1]
-        records["processed"], records["content"] = processed[rows], content[rows]
+        records["processed"] = processed[rows]
         records["row"] = rows + self._rows
         self._rows += len(keys)
         self._held.append(records)
@@ -61,17 +61,22 @@ class Deduplicator:
         if self._held_records > self._memory_records:
             self._spill()
 
-    def kept(self) -> NDArray[np.bool_]:
-        """For each row added, in order: whether it stays. Nothing may be added afterwards."""
+    def kept(self, contents: Contents) -> NDArray[np.bool_]:
+        """For each row added, in order: whether it stays. Nothing may be added afterwards.
+
+        `contents` gives 64 bits for what each of some rows, in ascending order, holds. It is asked where rows of one
+        key were processed at the same time: the larger one wins, so that the answer does not hang on the order of rows,
+        and of equal ones the first row.
+        """
         kept = np.ones(self._rows, dtype=bool)
         if self._spilled is None:
-            kept[_losers(self._held)] = False
+            kept[_losers(self._held, contents)] = False
             return kept
         self._spill()
         for part in range(PARTITIONS):
             path = self._part(part)
             with open(path, "rb") as file:  # noqa: PTH123 - numpy wants a file
-                kept[_losers([np.fromfile(file, dtype=RECORD)])] = False
+                kept[_losers([np.fromfile(file, dtype=RECORD)], contents)] = False
         return kept
 
     def _part(self, part: int) -> str:
@@ -95,19 +100,26 @@ class Deduplicator:
                     records[chosen].tofile(file)
 
 
-def _losers(parts: list[NDArray[np.void]]) -> NDArray[np.int64]:
+def _losers(parts: list[NDArray[np.void]], contents: Contents) -> NDArray[np.int64]:
     """The row numbers of all but the winner of each key."""
+    nobody = np.empty(0, dtype=np.int64)
     if not parts:
-        return np.empty(0, dtype=np.int64)
+        return nobody
     ordered = np.sort(np.concatenate([part["key0"] for part in parts]))
     repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     if not len(repeated):
-        return np.empty(0, dtype=np.int64)
+        return nobody
     rivals = np.concatenate([part[_is_in(part["key0"], repeated)] for part in parts])
-    rivals = rivals[
-        np.lexsort((rivals["row"], ~rivals["content"], -rivals["processed"], rivals["key1"], rivals["key0"]))
-    ]
+    rivals = rivals[np.lexsort((rivals["row"], -rivals["processed"], rivals["key1"], rivals["key0"]))]
     same = (rivals["key0"][1:] == rivals["key0"][:-1]) & (rivals["key1"][1:] == rivals["key1"][:-1])
+    even = same & (rivals["processed"][1:] == rivals["processed"][:-1])
+    if even.any():
+        content = np.zeros(len(rivals), dtype=np.uint64)
+        asked = np.flatnonzero(np.append(even, False) | np.insert(even, 0, False))
+        asked = asked[np.argsort(rivals["row"][asked])]
+        content[asked] = contents(rivals["row"][asked])
+        # keys stay side by side: only rivals of one key change places
+        rivals = rivals[np.lexsort((rivals["row"], ~content, -rivals["processed"], rivals["key1"], rivals["key0"]))]
     losers: NDArray[np.int64] = rivals["row"][1:][same]
     return losers
 

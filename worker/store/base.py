@@ -13,7 +13,7 @@ from worker.errors import EtagConflictError, ObjectExistsError, ObjectMissingErr
 from worker.model import Load, LoadRecord, LoadState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import date, datetime
     from types import TracebackType
     from typing import Self
@@ -114,6 +114,9 @@ class Store(Protocol):
     def count_runs(self, query: RunQuery) -> int:
         """How many runs there are, `after` left aside."""
 
+    def newest_runs(self, flow_ids: Collection[str]) -> dict[str, Run]:
+        """The run with the newest start of each of these flows that has one; of one start, the one of the last id."""
+
     def create_object(
         self, kind: str, object_id: str, document: Mapping[str, Any], sealed: bytes | None, now: datetime
     ) -> StoredObject:
@@ -122,8 +125,8 @@ class Store(Protocol):
     def object(self, kind: str, object_id: str) -> StoredObject | None:
         """The object, or None."""
 
-    def objects(self, kind: str) -> list[StoredObject]:
-        """All objects of a kind, oldest first; of one age, by id."""
+    def objects(self, kind: str, object_ids: Collection[str] | None = None) -> list[StoredObject]:
+        """All objects of a kind, or those with these ids; oldest first, of one age by id."""
 
     def replace_object(
         self,
@@ -181,6 +184,9 @@ class Store(Protocol):
         Adopting it again changes nothing. An adopted load that was not begun here starts when its export ended.
         """
 
+    def load(self, batch_id: str) -> LoadRecord | None:
+        """The load with this batch id, begun or adopted here, or None."""
+
     def open_loads(self, flow_id: str) -> list[LoadRecord]:
         """The loads that are STARTED or COMMITTING, oldest start first: on start, each is a question to the target."""
 
@@ -193,6 +199,9 @@ class Store(Protocol):
     def succeeded_receipts(self, flow_id: str) -> dict[date, Receipt]:
         """The receipt of the newest succeeded load of each day that has one, in the order of the days."""
 
+    def newest_receipts(self, days: Collection[tuple[str, date]]) -> dict[tuple[str, date], Receipt]:
+        """What `succeeded_receipts` gives for each of these flows and days that has a receipt."""
+
     def reserve_request(self, project_id: str, now: datetime, per_hour: int, per_second: int) -> float:
         """Record a request at `now` and return 0.0, or record none and return the seconds to wait before asking again.
 
@@ -202,6 +211,9 @@ class Store(Protocol):
         A clock that stepped back locks nobody out for longer than an hour (and a minute, for steps below a minute): a
         request recorded more than a minute ahead of `now` counts as made now, and a hold reaches at most an hour ahead.
         """
+
+    def requests_left(self, project_id: str, now: datetime, per_hour: int) -> int:
+        """How many requests the hour has room for at `now`, whatever the second has; 0 during a hold."""
 
     def hold_requests(self, project_id: str, until: datetime) -> None:
         """No request of the project before `until` (Retry-After); a hold that is already longer stays.
@@ -341,3 +353,10 @@ def seconds_to_wait(
             free_at.append(counted[-limit] + window)
     wait = min(max(free_at) - now, HOUR)
     return max(wait.total_seconds(), 0.0)
+
+
+def requests_left(asked_at: Sequence[datetime], held_until: datetime | None, now: datetime, *, per_hour: int) -> int:
+    """How many requests `seconds_to_wait` would let through at `now`, were there no limit of the second."""
+    if held_until is not None and held_until > now:
+        return 0
+    return max(per_hour - sum(moment > now - HOUR for moment in asked_at), 0)

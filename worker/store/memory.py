@@ -18,12 +18,13 @@ from worker.store.base import (
     lease_end,
     next_load,
     replaced_object,
+    requests_left,
     seconds_to_wait,
 )
 from worker.store.documents import decode_document, decode_run, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from datetime import date, datetime
     from types import TracebackType
     from typing import Self
@@ -89,6 +90,13 @@ class MemoryStore:
         with self._lock:
             return sum(_meets(decode_run(text), query) for text in self._runs.values())
 
+    def newest_runs(self, flow_ids: Collection[str]) -> dict[str, Run]:
+        with self._lock:
+            every = [decode_run(text) for text in self._runs.values()]
+        every.sort(key=_place)
+        newest = {run.flow_id: run for run in every}
+        return {flow_id: newest[flow_id] for flow_id in flow_ids if flow_id in newest}
+
     def create_object(
         self, kind: str, object_id: str, document: Mapping[str, Any], sealed: bytes | None, now: datetime
     ) -> StoredObject:
@@ -103,9 +111,10 @@ class MemoryStore:
             found = self._objects.get((kind, object_id))
             return None if found is None else _copy(found)
 
-    def objects(self, kind: str) -> list[StoredObject]:
+    def objects(self, kind: str, object_ids: Collection[str] | None = None) -> list[StoredObject]:
         with self._lock:
-            found = [_copy(item) for item in self._objects.values() if item.kind == kind]
+            every = [item for item in self._objects.values() if item.kind == kind]
+            found = [_copy(item) for item in every if object_ids is None or item.id in object_ids]
         return sorted(found, key=lambda item: (item.created_at, item.id))
 
     def replace_object(
@@ -168,6 +177,10 @@ class MemoryStore:
         with self._lock:
             self._loads[receipt.batch_id] = adopted_load(self._loads.get(receipt.batch_id), receipt)
 
+    def load(self, batch_id: str) -> LoadRecord | None:
+        with self._lock:
+            return self._loads.get(batch_id)
+
     def open_loads(self, flow_id: str) -> list[LoadRecord]:
         with self._lock:
             found = [item for item in self._loads.values() if item.load.flow_id == flow_id]
@@ -184,6 +197,10 @@ class MemoryStore:
             receipts = [item.receipt for item in self._loads.values() if item.load.flow_id == flow_id and item.receipt]
         receipts.sort(key=lambda item: (item.day, item.generation, item.batch_id))
         return {receipt.day: receipt for receipt in receipts}
+
+    def newest_receipts(self, days: Collection[tuple[str, date]]) -> dict[tuple[str, date], Receipt]:
+        known = {flow_id: self.succeeded_receipts(flow_id) for flow_id, _ in days}
+        return {(flow_id, day): known[flow_id][day] for flow_id, day in days if day in known[flow_id]}
 
     def reserve_request(self, project_id: str, now: datetime, per_hour: int, per_second: int) -> float:
         with self._lock:
@@ -205,6 +222,11 @@ class MemoryStore:
                 self._requests = [request for request in self._requests if request[1] > too_old]
                 self._requests.append((project_id, now))
             return wait_seconds
+
+    def requests_left(self, project_id: str, now: datetime, per_hour: int) -> int:
+        with self._lock:
+            asked_at = [moment for project, moment in self._requests if project == project_id]
+            return requests_left(asked_at, self._held_until.get(project_id), now, per_hour=per_hour)
 
     def hold_requests(self, project_id: str, until: datetime) -> None:
         with self._lock:

@@ -7,9 +7,10 @@ lock that lasts for the transaction in PostgreSQL.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, delete, func, insert, literal, make_url, select, tuple_, update
+from sqlalchemy import String, and_, column, delete, func, insert, literal, make_url, select, tuple_, update, values
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from worker.errors import ConfigurationError
@@ -26,6 +27,7 @@ from worker.store.base import (
     lease_end,
     next_load,
     replaced_object,
+    requests_left,
     seconds_to_wait,
 )
 from worker.store.documents import (
@@ -42,16 +44,20 @@ from worker.store.schema import FLOWS, HOLDS, LEASES, LOADS, OBJECTS, REQUESTS, 
 from worker.store.sqlite import open_sqlite
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
     from datetime import date, datetime
     from types import TracebackType
     from typing import Self
 
-    from sqlalchemy import ColumnElement, Connection, Engine, Row, TableClause
+    from sqlalchemy import ColumnClause, ColumnElement, Connection, Engine, Row, Select, TableClause
 
     from worker.model import Receipt, Run
     from worker.store.backend import Backend
     from worker.store.base import RunQuery
+
+
+_VALUES_AT_ONCE = 500
+"""Databases bound how many values one statement takes."""
 
 
 def open_store(url: str) -> SqlStore:
@@ -153,6 +159,14 @@ class SqlStore:
         with self._transaction(self._reader) as connection:
             return connection.scalar(select(func.count()).select_from(RUNS).where(*_meets(query))) or 0
 
+    def newest_runs(self, flow_ids: Collection[str]) -> dict[str, Run]:
+        newest = select(RUNS.c.run_id).order_by(RUNS.c.started_at.desc(), RUNS.c.run_id.desc())
+        asked = ((flow_id,) for flow_id in dict.fromkeys(flow_ids))
+        with self._transaction(self._reader) as connection:
+            documents = _first_of_each(connection, RUNS.c.document, newest, (RUNS.c.flow_id,), asked)
+            runs = [decode_run(document) for document in documents]
+        return {run.flow_id: run for run in runs}
+
     def create_object(
         self, kind: str, object_id: str, document: Mapping[str, Any], sealed: bytes | None, now: datetime
     ) -> StoredObject:
@@ -166,8 +180,10 @@ class SqlStore:
         with self._transaction(self._reader) as connection:
             return _object(connection, kind, object_id)
 
-    def objects(self, kind: str) -> list[StoredObject]:
+    def objects(self, kind: str, object_ids: Collection[str] | None = None) -> list[StoredObject]:
         query = select(OBJECTS).where(OBJECTS.c.kind == kind).order_by(OBJECTS.c.created_at, OBJECTS.c.object_id)
+        if object_ids is not None:
+            query = query.where(OBJECTS.c.object_id.in_(object_ids))
         with self._transaction(self._reader) as connection:
             rows = connection.execute(query).mappings().all()
         return [_stored_object(row) for row in rows]
@@ -243,6 +259,10 @@ class SqlStore:
             if adopted != known:
                 _save_load_record(connection, adopted)
 
+    def load(self, batch_id: str) -> LoadRecord | None:
+        with self._transaction(self._reader) as connection:
+            return _load_of_batch(connection, batch_id)
+
     def open_loads(self, flow_id: str) -> list[LoadRecord]:
         query = (
             select(LOADS)
@@ -282,6 +302,15 @@ class SqlStore:
             receipts = [decode_receipt(text) for text in connection.scalars(query)]
         return {receipt.day: receipt for receipt in receipts}
 
+    def newest_receipts(self, days: Collection[tuple[str, date]]) -> dict[tuple[str, date], Receipt]:
+        asked = ((flow_id, day.isoformat()) for flow_id, day in dict.fromkeys(days))
+        newest = select(LOADS.c.batch_id).where(LOADS.c.state == LoadState.SUCCEEDED.value)
+        newest = newest.order_by(LOADS.c.generation.desc(), LOADS.c.batch_id.desc())
+        with self._transaction(self._reader) as connection:
+            texts = _first_of_each(connection, LOADS.c.receipt, newest, (LOADS.c.flow_id, LOADS.c.day), asked)
+            receipts = [decode_receipt(text) for text in texts]
+        return {(receipt.flow_id, receipt.day): receipt for receipt in receipts}
+
     def reserve_request(self, project_id: str, now: datetime, per_hour: int, per_second: int) -> float:
         asked_at, held_until = REQUESTS.c.asked_at, HOLDS.c.held_until
         of_project, hold_of_project = REQUESTS.c.project_id == project_id, HOLDS.c.project_id == project_id
@@ -311,6 +340,16 @@ class SqlStore:
                 connection.execute(delete(REQUESTS).where(asked_at <= too_old))
                 connection.execute(insert(REQUESTS).values(project_id=project_id, asked_at=now_text))
         return wait_seconds
+
+    def requests_left(self, project_id: str, now: datetime, per_hour: int) -> int:
+        recent = select(REQUESTS.c.asked_at).where(
+            REQUESTS.c.project_id == project_id, REQUESTS.c.asked_at > time_text(now - HOUR)
+        )
+        hold = select(HOLDS.c.held_until).where(HOLDS.c.project_id == project_id)
+        with self._transaction(self._reader) as connection:
+            asked_at = [decode_time(text) for text in connection.scalars(recent)]
+            held = connection.scalar(hold)
+        return requests_left(asked_at, None if held is None else decode_time(held), now, per_hour=per_hour)
 
     def hold_requests(self, project_id: str, until: datetime) -> None:
         of_project = HOLDS.c.project_id == project_id
@@ -342,6 +381,26 @@ class SqlStore:
 def _upsert(connection: Connection, into: TableClause, key: ColumnElement[bool], values: dict[str, Any]) -> None:
     if connection.execute(update(into).where(key).values(values)).rowcount == 0:
         connection.execute(insert(into).values(values))
+
+
+def _first_of_each(
+    connection: Connection,
+    told: ColumnElement[Any],
+    rows: Select[Any],
+    keys: tuple[ColumnClause[Any], ...],
+    asked: Iterable[tuple[str, ...]],
+) -> Iterator[str]:
+    """What the first row for each of the `asked` values of `keys` tells; `rows` gives ids, which are unique, in order.
+
+    One step down an index for each, where grouping would go through all rows.
+    """
+    (identity,) = rows.selected_columns
+    waiting = iter(asked)
+    while part := list(islice(waiting, _VALUES_AT_ONCE)):
+        wanted = values(*(column(key.name, String) for key in keys), name="wanted").data(part).cte()
+        first = rows.where(*(key == wanted.c[key.name] for key in keys)).limit(1).correlate(wanted)
+        found = select(first.scalar_subquery()).select_from(wanted)
+        yield from connection.scalars(select(told).where(identity.in_(found)))
 
 
 def _stored_flow(row: Row[Any]) -> StoredFlow:
