@@ -438,7 +438,6 @@ def test_answers_are_valid_by_adobes_openapi(life: Asker) -> None:
     assert [known for known in CONTRADICTIONS if not any(re.match(known, text) for text in found)] == []
 
 
-@pytest.mark.xfail(strict=True, reason="explored, in worker.service, fails on a line of JSON that is no object")
 def test_a_day_with_a_line_that_is_no_event_is_explored(serving: Serving, mixpanel: SimulatorThread) -> None:
     made = make_objects(serving.asker, mixpanel.base_url, "explored", "Explored")
     mixpanel.simulator.set_day(TODAY, body_of(TODAY, "v1"))

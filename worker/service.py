@@ -341,7 +341,10 @@ def _preview(prepared: PreparedFlow, settings: Settings, day: date, head: bytes,
 
 
 def _record(line: bytes) -> dict[str, Any]:
-    """An event to be shown: what is no number in Python or in JSON as its text, what is nested too deep left out."""
+    """An event to be shown: what is no number in Python or in JSON as its text, what is nested too deep left out.
+
+    Raises ValueError for a line that is no object.
+    """
     import json
 
     import orjson
@@ -355,6 +358,8 @@ def _record(line: bytes) -> dict[str, Any]:
             parse_float=lambda text: float(text) if isfinite(float(text)) else text,
             parse_int=lambda text: int(text) if len(text) < MOST_DIGITS else text,
         )
+    if not isinstance(record, dict):
+        raise ValueError("the line is no object")  # noqa: TRY004 - what is wrong is the text
     return {name: _shallow(value, MOST_LEVELS) for name, value in record.items()}
 
 

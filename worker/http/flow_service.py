@@ -313,8 +313,10 @@ def _crud(kind: str, registry: Registry, store: Store) -> list[tuple[str, str, H
         def answer() -> dict[str, Any]:
             page = apply(listing, shown(registry.list(kind), with_runs=asks_runs), f"/{kind}")
             if kind == FLOWS and not asks_runs:
-                for item in page.get("items", ()):
-                    item.update(_last_run(item["id"], store))
+                items = page.get("items", ())
+                runs = store.newest_runs([item["id"] for item in items])
+                for item in items:
+                    item.update(_last_run(runs.get(item["id"])))
             return page
 
         return _json(await asyncio.to_thread(answer))
@@ -405,6 +407,8 @@ def _shown_objects(
     bases = {one.id: one for one in registry.list(CONNECTIONS)} if kind in (SOURCES, FLOWS) else {}
     sources = {one.id: one for one in registry.list(SOURCES)} if kind == FLOWS else {}
     targets = {one.id: one for one in registry.list(TARGETS)} if kind == FLOWS else {}
+    found = list(found)
+    runs = store.newest_runs([one.id for one in found]) if with_runs and kind == FLOWS else {}
     for stored in found:
         document = _shown(stored)
         if kind == SOURCES:
@@ -430,7 +434,7 @@ def _shown_objects(
                 "operation": "create" if document["updatedAt"] == document["createdAt"] else "update",
             }
             if with_runs:
-                document.update(_last_run(stored.id, store))
+                document.update(_last_run(runs.get(stored.id)))
         yield document
 
 
@@ -456,11 +460,9 @@ def _base_of(source: StoredObject, bases: Mapping[str, StoredObject]) -> dict[st
     return {} if base is None else {"baseConnection": _spec_of(base)}
 
 
-def _last_run(flow_id: str, store: Store) -> dict[str, Any]:
-    runs = store.find_runs(RunQuery(flow_ids=(flow_id,)), 1)
-    if not runs:
+def _last_run(run: Run | None) -> dict[str, Any]:
+    if run is None:
         return {}
-    run = runs[0]
     details: dict[str, Any] = {
         "id": run.id,
         "state": run.state.value,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-LARGEST_INTEGER = 9007199254740992
+SMALLEST_INTEGER, LARGEST_INTEGER = -9007199254740992, 9007199254740991
 """The bounds that explore prints for every integer field (tutorial, explore response)."""
 
 
@@ -39,7 +39,7 @@ def _type_of(value: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON
     if isinstance(value, bool):
         return {"type": "boolean"}
     if isinstance(value, int):
-        return {"type": "integer", "minimum": -LARGEST_INTEGER, "maximum": LARGEST_INTEGER}
+        return {"type": "integer", "minimum": SMALLEST_INTEGER, "maximum": LARGEST_INTEGER}
     if isinstance(value, float):
         return {"type": "number"}
     if isinstance(value, list):
