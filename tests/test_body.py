@@ -12,6 +12,7 @@ import tracemalloc
 import zlib
 from functools import partial
 from itertools import cycle, islice, product
+from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest.mock import patch
 
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from tests.source_side import DAY, MAPPER, Worker, pieces_of, sample, settings_for, source_at
 from worker import pipeline
 from worker.errors import ExportBrokenError, ExportUnavailableError, ResourceError, SourceError
-from worker.mixpanel import body, decode, spool
+from worker.mixpanel import body, decode, pieces, spool
 from worker.mixpanel.body import BYTE_ORDER_MARK, MAX_UNPROVEN_BYTES, OversizedLine, Piece, is_sentinel
 from worker.mixpanel.decode import SKIPPED_BY_DUCKDB, Decoder
 from worker.mixpanel.pieces import PieceFiles, read_pieces
@@ -31,10 +32,10 @@ from worker.mixpanel.spool import ExportAbandonedError, Spool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
-    from pathlib import Path
 
 EXHAUSTIVE = os.environ.get("MIXPANEL_WORKER_EXHAUSTIVE") == "1"
 STRIDE = 1 if EXHAUSTIVE else 97
+OPEN_FILES = Path("/proc/self/fd")
 
 Way = tuple[str, Framing]
 WAYS: tuple[Way, ...] = tuple(
@@ -547,7 +548,7 @@ PARTS = st.sampled_from(
     read_bytes=st.integers(1, 40),
     inflate_bytes=st.integers(1, 40),
     deflated_bytes=st.integers(1, 40),
-    scan_bytes=st.integers(1, 40),
+    look_bytes=st.integers(1, 40),
     piece_bytes=st.integers(1, 60),
     max_line_bytes=st.integers(1, 60),
     file_count=st.integers(1, 3),
@@ -559,7 +560,7 @@ def test_pieces_hold_the_lines_whatever_the_sizes(
     read_bytes: int,
     inflate_bytes: int,
     deflated_bytes: int,
-    scan_bytes: int,
+    look_bytes: int,
     piece_bytes: int,
     max_line_bytes: int,
     file_count: int,
@@ -579,7 +580,7 @@ def test_pieces_hold_the_lines_whatever_the_sizes(
         patch.object(spool, "READ_BYTES", read_bytes),
         patch.object(body, "INFLATE_BYTES", inflate_bytes),
         patch.object(body, "DEFLATED_BYTES", deflated_bytes),
-        patch.object(decode, "SCAN_BYTES", scan_bytes),
+        patch.object(decode, "LOOK_BYTES", look_bytes),
         patch.object(decode, "MAX_DEPTH", 5),
     ):
         try:
@@ -634,6 +635,20 @@ def test_a_look_at_lines_hangs_on_none_of_their_parts(longest: int, openings: in
             assert look.plain == fine
 
 
+def test_the_first_pieces_are_small_and_then_they_double(tmp_path: Path) -> None:
+    with patch.object(spool, "READ_BYTES", 100), patch.object(pieces, "FIRST_PIECE_BYTES", 2000):
+        items = pieces_of(tmp_path, BODY, piece_bytes=20_000, max_line_bytes=1000)
+        sizes = [item.path.stat().st_size for item in items if isinstance(item, Piece)]
+    assert sum(sizes) == len(BODY)
+    done = 0
+    for size in sizes[:-1]:
+        least = min(20_000, max(2000, done))
+        # a line or two that came with what was missing
+        assert least <= size < least + 1000
+        done += size
+    assert len(sizes) == 7
+
+
 def test_events_as_mixpanel_sends_them_are_plain(tmp_path: Path) -> None:
     some = b'{"event":"E","properties":{"p":"\xe2\x82\xac \xef\xbc\x81 {[{[","list":[1,{"a":[]}],"q":{}}}\r\n' * 500
     for read_bytes in (613, 1 << 19):
@@ -679,6 +694,19 @@ def test_who_takes_a_piece_gives_its_file_back(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(MemoryError if fails else ExportBrokenError):
         converter(piece, files, converted)
     assert files._free.get_nowait() == path
+
+
+@pytest.mark.skipif(not OPEN_FILES.exists(), reason="needs a list of the files that are open")
+async def test_decoders_are_closed_with_their_pipeline(tmp_path: Path, simulator: Simulator) -> None:
+    def open_blocks() -> int:
+        return sum("memfd:block" in str(link.resolve()) for link in OPEN_FILES.iterdir())
+
+    simulator.set_day(DAY, BODY)
+    before = open_blocks()
+    async with Worker(tmp_path) as worker:
+        await worker.load(source_at(simulator.base_url))
+        assert open_blocks() > before
+    assert open_blocks() == before
 
 
 def test_F025_a_line_without_end_takes_no_memory(tmp_path: Path) -> None:

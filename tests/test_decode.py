@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.source_side import pieces_of, sample
-from worker.mixpanel import decode, spool
+from worker.mixpanel import decode, pieces, spool
 from worker.mixpanel.body import BYTE_ORDER_MARK, Block, OversizedLine, Piece
 from worker.mixpanel.decode import (
     CORRUPT,
@@ -246,7 +246,8 @@ def piece_of(folder: Path, *lines: bytes, terminated: bool = True) -> Piece:
     """The lines as one piece, which is there until the next one is."""
     # one byte order mark at the start of an export is taken off
     data = BYTE_ORDER_MARK + block(*lines, terminated=terminated).data
-    (piece,) = pieces_of(folder, data, piece_bytes=1 << 30, max_line_bytes=MAX_LINE_BYTES)
+    with patch.object(pieces, "FIRST_PIECE_BYTES", 1 << 30):
+        (piece,) = pieces_of(folder, data, piece_bytes=1 << 30, max_line_bytes=MAX_LINE_BYTES)
     assert isinstance(piece, Piece)
     return piece
 
@@ -559,8 +560,8 @@ def test_F024_F029_what_duckdb_skips_is_noticed_wherever_it_is_cut(decoder: Deco
     assert [outcome.kind for outcome in expected] == ["event", "reject", "event"]
     for read_bytes in range(1, len(data) + 2):
         with patch.object(spool, "READ_BYTES", read_bytes):
-            pieces = pieces_of(folder, data, piece_bytes=1 << 20, max_line_bytes=MAX_LINE_BYTES)
-            assert [isinstance(piece, Piece) and piece.plain for piece in pieces] == [False], read_bytes
+            whole = pieces_of(folder, data, piece_bytes=1 << 20, max_line_bytes=MAX_LINE_BYTES)
+            assert [isinstance(piece, Piece) and piece.plain for piece in whole] == [False], read_bytes
             # by lines: what is noticed in one piece must not be forgotten for the next
             for piece in pieces_of(folder, data, piece_bytes=1, max_line_bytes=MAX_LINE_BYTES):
                 assert isinstance(piece, Piece)
@@ -704,6 +705,7 @@ def test_large_values_are_compared_with_their_lines_in_little_memory(decoder: De
     assert peak < 5 * len(content.data)
     for outcome, line in zip(outcomes(decoder, [content]), lines, strict=True):
         assert agree(outcome, line, decoder.paths), line[-100:]
+        assert outcome.detail[0] == tuple(read_exactly(line, decoder.paths).texts), line[-100:]
 
 
 @pytest.mark.parametrize(
@@ -970,8 +972,8 @@ def test_F025_a_line_too_long_is_the_same_reject_in_every_block(tmp_path: Path, 
     found = [outcomes(decoder, [block(content.removesuffix(b"\n"))])] if length < 2 * limit else []
     for read_bytes, piece_bytes in [*small, (1 << 19, 1), (1 << 19, 250), (1 << 23, 1), (1 << 23, 1 << 20)]:
         with patch.object(spool, "READ_BYTES", read_bytes):
-            pieces = pieces_of(tmp_path, content, piece_bytes=piece_bytes, max_line_bytes=limit, max_raw_bytes=100_000)
-            found.append(outcomes(decoder, pieces))
+            items = pieces_of(tmp_path, content, piece_bytes=piece_bytes, max_line_bytes=limit, max_raw_bytes=100_000)
+            found.append(outcomes(decoder, items))
     decoder.close()
     assert all(outcome == found[0] for outcome in found)
     assert [outcome.kind for outcome in found[0]] == ["event", "reject" if length > limit else "event", "event"]
@@ -1154,6 +1156,7 @@ def small_reads(chance: random.Random) -> Iterator[None]:
         patch.object(decode, "READ_BYTES", chance.randrange(1, 300)),
         patch.object(decode, "STREAM_ROWS", chance.randrange(1, 6)),
         patch.object(decode, "SCAN_BYTES", chance.randrange(8, 300)),
+        patch.object(decode, "LOOK_BYTES", chance.randrange(1, 300)),
     ):
         yield
 

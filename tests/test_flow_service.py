@@ -787,6 +787,41 @@ def milliseconds(run: Run) -> int:
     return round(run.started_at.timestamp() * 1000)
 
 
+@pytest.mark.parametrize(
+    "path", ["/runs", "/runs?property=state==success", "/flows", "/flows?orderby=lastRunDetails.id"]
+)
+async def test_a_page_asks_the_store_as_often_for_many_items_as_for_few(
+    service: Service, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    asked = Counter[str]()
+
+    def counted(name: str) -> Callable[..., Any]:
+        method = getattr(service.store, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            asked[name] += 1
+            return method(*arguments, **options)
+
+        return call
+
+    for name in ("find_runs", "newest_load", "newest_receipts", "newest_runs", "object", "objects", "run"):
+        monkeypatch.setattr(service.store, name, counted(name))
+    times, sizes = [], []
+    flow = service.registry.get(FLOWS, await service.flow())
+    for number in range(12):
+        flow_id = f"{flow.id[:-2]}{number:02}"
+        service.store.create_object(FLOWS, flow_id, flow.document, None, flow.created_at)
+        run = run_of(flow_id, number)
+        tally = Tally(input=3, output=2, failed=1)
+        service.store.save_run(replace(run, tally=tally, batch_ids=(f"batch-{number}",)))
+        if number in {2, 11}:
+            asked.clear()
+            sizes.append(len((await service.ask("GET", path))["items"]))
+            times.append(dict(asked))
+    assert sizes in ([3, 12], [4, 13])
+    assert times[0] == times[1]
+
+
 async def test_lists_of_runs(service: Service, runs: list[Run]) -> None:
     newest = runs[::-1]
     middle = milliseconds(runs[5])

@@ -289,6 +289,30 @@ async def test_a_required_field_that_is_missing_rejects_the_row(tmp_path: Path, 
     assert landed.tally.skipped == 1
 
 
+async def test_F039_a_row_that_mapping_rejects_is_no_duplicate_of_another(tmp_path: Path, simulator: Simulator) -> None:
+    mapper = mapper_of(
+        {"p": "properties.p", "time": "properties.time"},
+        {"type": "object", "properties": {"p": {"type": "string"}, "time": {"type": "integer"}}, "required": ["p"]},
+    )
+    event = b'{"event":"E","properties":{"time":%d,"distinct_id":"d","$insert_id":"i","mp_processing_time_ms":%d%b}}'
+    lines = [
+        event % (time, processed, text)
+        for time in range(20)
+        for processed, text in ((3, b',"p":"stays"'), (9, b""), (1, b',"p":"goes"'), (2, b',"q":1'))[time % 3 :]
+    ]
+    random.Random(39).shuffle(lines)
+    async with Worker(tmp_path, mapper=mapper) as worker:
+        landed = await load(worker, simulator, lines)
+    stays, goes = range(0, 20, 3), [*range(1, 20, 3), *range(2, 20, 3)]
+    assert sorted((row["time"], row["p"]) for row in landed.rows) == sorted(
+        [*((time, "stays") for time in stays), *((time, "goes") for time in goes)]
+    )
+    assert [reject["line"] for reject in landed.rejects] == [
+        number for number, line in enumerate(lines, start=1) if b'"p"' not in line
+    ]
+    assert landed.tally.deduplicated == len(stays)
+
+
 @pytest.mark.parametrize(
     ("percent", "accepted"), [(None, True), (10.0, True), (9.9, False), (0.0, False), (100.0, True)]
 )

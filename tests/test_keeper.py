@@ -26,7 +26,7 @@ from worker.metrics import Metrics
 from worker.mixpanel.calendar import day_bounds, today
 from worker.mixpanel.export import MixpanelExports
 from worker.mixpanel.simulator import DEMO_PASSWORD, DEMO_PROJECT_ID, DEMO_USERNAME, Simulator
-from worker.model import Credentials, RunState, Schedule, Secret
+from worker.model import Credentials, Run, RunState, Schedule, Secret
 from worker.registry import DISABLED, ENABLED, FlowEntry
 from worker.service import PreparedFlow
 from worker.sinks.memory import MemorySink
@@ -297,6 +297,39 @@ async def test_flows_wait_for_room_and_the_one_that_waited_longest_is_first(worl
     world.mixpanel.gate.set()
     await settle(keeper)
     assert [len(world.runs(flow_id)) for flow_id in ids] == [1] * 5
+
+
+async def test_a_tick_asks_as_often_for_many_flows_as_for_few(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    later = replace(HOURLY, start_time=HOURLY.start_time + 3600)
+    keeper = world.keeper()
+    asked = Counter[str]()
+
+    def counted(name: str) -> Callable[..., Any]:
+        method = getattr(world.store, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            asked[name] += 1
+            return method(*arguments, **options)
+
+        return call
+
+    for name in ("find_runs", "newest_runs", "object", "objects", "run", "runs", "succeeded_receipts"):
+        monkeypatch.setattr(world.store, name, counted(name))
+    times = []
+    for number in range(40):
+        flow_id = world.flows.add(f"flow-{number}", later)
+        if number % 2:
+            world.store.save_run(run_of(flow_id))
+        if number in {3, 39}:
+            asked.clear()
+            await keeper.tick()
+            times.append(dict(asked))
+    assert times[0] == times[1]
+
+
+def run_of(flow_id: str) -> Run:
+    day = NOON.date()
+    return Run(flow_id, flow_id, flow_id, "events", RunState.SUCCESS, NOON, day, day, NOON, NOON)
 
 
 async def test_a_store_that_fails_is_told_and_asked_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

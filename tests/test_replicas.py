@@ -219,6 +219,9 @@ def test_from_the_first_request_to_rows(tmp_path: Path, mixpanel: SimulatorThrea
             metrics = answer.read().decode()
         assert 'mixpanel_worker_runs_total{flow="By API",status="success"} 1.0' in metrics
         assert re.search(r'mixpanel_worker_flow_lag_seconds\{flow="By API"\} \d', metrics)
+        left = re.search(rf'mixpanel_worker_export_quota_left\{{project="{DEMO_PROJECT_ID}"\}} (\S+)', metrics)
+        assert left is not None
+        assert 0 < float(left[1]) < 1_000_000
         assert replica.end(signal.SIGTERM) == 0
     everything = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert PASSWORD.encode() not in everything

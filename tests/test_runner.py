@@ -550,7 +550,7 @@ async def test_each_line_of_the_log_is_json_and_says_which_run(
 ) -> None:
     listener = LogListener(settings_for(tmp_path, log_level="debug"), as_json=True)
     world.answers[FIRST] = [ExportUnavailableError('Mixpanel answered 503: "oh\nno"'), body_of(FIRST, "new")]
-    throttled = ExportThrottledError("Mixpanel answered 429.", retry_after_seconds=0.05)
+    throttled = ExportThrottledError("Mixpanel answered 429.", retry_after_seconds=0.3)
     world.answers[SECOND] = [throttled, throttled, body_of(SECOND, "new")]
     world.answers[THIRD] = [DayNotBegunError("Mixpanel answered 400: later than today")]
     world.answers[FOURTH] = [ExportRefusedError("Mixpanel answered 402.", status=402)]

@@ -245,8 +245,9 @@ def _serve(settings: Settings, paths: list[Path]) -> None:
     from worker.daemon import serve
     from worker.telemetry import LogListener
 
-    # a crash of a library leaves where it was (F88)
-    faulthandler.enable()
+    # a crash of a library leaves where it was (F88), where standard error is a file
+    with suppress(OSError):
+        faulthandler.enable()
     as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
     listener = LogListener(settings, as_json=as_json)
 
