@@ -93,7 +93,7 @@ class Budget:
     def of(cls, settings: Settings) -> Budget:
         large = settings.max_memory_bytes >= 512 << 20
         return cls(
-            piece_bytes=(64 << 20) if large else (8 << 20),
+            piece_bytes=(32 << 20) if large else (8 << 20),
             block_bytes=(8 << 20) if large else (4 << 20),
             pieces=settings.processors + 2,
             key_bytes=settings.max_memory_bytes // 16,
@@ -302,6 +302,7 @@ class _DayWork:
                 spilled.append(piece)
             # one day after another, for this is what takes the most memory
             with self._finishing:
+                give_memory_back()
                 staged = self._finish(spilled, duplicates if deduplicate else None, exported_at)
         output = staged.tally.output
         self._listener(events.DayStaged(self._load, output, staged.output_bytes, time.monotonic() - started))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from worker.mixpanel.spool import Spool
 
 
-FIRST_PIECE_BYTES = 4 << 20
+FIRST_PIECE_BYTES = 8 << 20
 """The first piece is soon there, and a small day has pieces for all threads; from then on they double."""
 
 
