@@ -7,18 +7,24 @@ import os
 import random
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from tests.support import FLOW_FILE, PASSWORD, body_of, lake_rows, rows_of
 from worker.mixpanel.simulator import DEMO_PROJECT_ID, DEMO_USERNAME, Simulator, SimulatorThread
@@ -306,6 +312,51 @@ def test_with_clients_only_they_come_in(tmp_path: Path, mixpanel: SimulatorThrea
     everything = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert secret.encode() not in everything
     assert token.encode() not in everything
+
+
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 and its key, as PEM files."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "worker")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    certificate_path, key_path = folder / "certificate.pem", folder / "key.pem"
+    certificate_path.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    key_path.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return certificate_path, key_path
+
+
+def test_it_speaks_tls_itself(tmp_path: Path, mixpanel: SimulatorThread) -> None:
+    certificate, key = self_signed(tmp_path)
+    files = {"WORKER_TLS_CERTIFICATE": str(certificate), "WORKER_TLS_KEY": str(key)}
+    replica = Replica(tmp_path, state_of(tmp_path), mixpanel.base_url, **files)
+    with ended(replica):
+        assert replica.ready().url.startswith("https://127.0.0.1:")
+        trusting = ssl.create_default_context(cafile=str(certificate))
+        with urlopen(replica.url + "/healthz", timeout=GENEROUS_SECONDS, context=trusting) as answer:
+            assert answer.status == 200
+        assert replica.end(signal.SIGTERM) == 0
+    for wrong, told in (
+        ({"WORKER_TLS_CERTIFICATE": str(certificate)}, "go together"),
+        (files | {"WORKER_TLS_KEY": str(certificate)}, "cannot be used as certificate and key"),
+        (files | {"WORKER_TLS_KEY": str(tmp_path / "none")}, "cannot be used as certificate and key"),
+    ):
+        refused = Replica(tmp_path, state_of(tmp_path), mixpanel.base_url, **wrong)
+        with ended(refused):
+            assert refused.process.wait(GENEROUS_SECONDS) == 2
+            refused.wait_for(lambda: any(told in line for line in refused.said))  # noqa: B023 - called in this round
 
 
 # Replicas

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from ipaddress import ip_address
@@ -69,16 +70,36 @@ def check_exposure(settings: Settings) -> None:
             f"The service would listen on {host}, where others can reach it, and nobody would need a password.",
             advice="Set WORKER_API_CLIENTS=id:secret or WORKER_API_TOKENS, or let WORKER_HTTP name 127.0.0.1.",
         )
-    if not settings.tls_proxy:
+    if not settings.tls_proxy and settings.tls_certificate is None:
         raise ConfigurationError(
             f"The service would listen on {host} without TLS.",
-            advice="Put a proxy in front that speaks TLS and set WORKER_TLS_PROXY=yes.",
+            advice="Set WORKER_TLS_CERTIFICATE and WORKER_TLS_KEY, or put a proxy in front that speaks TLS and set "
+            "WORKER_TLS_PROXY=yes.",
         )
     if settings.key_file is None:
         raise ConfigurationError(
             "WORKER_KEY_FILE is needed where others can reach the service: credentials are encrypted with that key.",
             advice="Give it a file that holds a key, kept apart from the state database.",
         )
+
+
+def tls_of(settings: Settings) -> ssl.SSLContext | None:
+    """How the service speaks TLS itself, None if it does not. Raises ConfigurationError for files that do not do."""
+    if settings.tls_certificate is None and settings.tls_key is None:
+        return None
+    if settings.tls_certificate is None or settings.tls_key is None:
+        raise ConfigurationError("WORKER_TLS_CERTIFICATE and WORKER_TLS_KEY go together.")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        # without a word from us the library would ask for a password on the terminal
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key, password="")
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"{settings.tls_certificate} and {settings.tls_key} cannot be used as certificate and key ({error}).",
+            advice="Give PEM files that belong together, the key without a password.",
+        ) from None
+    return context
 
 
 def own_names(settings: Settings) -> frozenset[str] | None:
@@ -113,6 +134,7 @@ async def serve(
     cancelled, or raises, it is ready no more, and the runs under way end in order.
     """
     check_exposure(settings)
+    tls = tls_of(settings)
     host, port = settings.http
     beyond = not is_loopback(host)
     files = [load_flow(path, environ, settings, listens_beyond_loopback=beyond) for path in flow_files(paths)]
@@ -148,7 +170,7 @@ async def serve(
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         try:
-            await web.TCPSite(runner, host, port).start()
+            await web.TCPSite(runner, host, port, ssl_context=tls).start()
         except OSError as error:
             raise ResourceError(
                 f"The service cannot listen on {host}:{port}: {error.strerror or error}.",
@@ -162,7 +184,7 @@ async def serve(
         await stack.enter_async_context(keeper)
         bound = runner.addresses[0]
         shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
-        on_ready(f"http://{shown}:{bound[1]}")
+        on_ready(f"{'https' if tls else 'http'}://{shown}:{bound[1]}")
         await _until_one_ends(watched, tell)
 
 

@@ -202,6 +202,8 @@ class Settings:
     api_clients: tuple[tuple[str, Secret], ...]
     api_tokens: tuple[Secret, ...]
     http_hosts: frozenset[str]
+    tls_certificate: Path | None
+    tls_key: Path | None
     tls_proxy: bool
 
 
@@ -341,6 +343,15 @@ SETTINGS: Final = (
         "names by which requests may call the service beyond loopback, with commas between; none: any",
         _host_names,
     ),
+    Setting(
+        "WORKER_TLS_CERTIFICATE",
+        "none",
+        "file",
+        "PEM chain with which the service speaks https itself",
+        _file,
+        lambda: None,
+    ),
+    Setting("WORKER_TLS_KEY", "none", "file", "PEM key of that certificate", _file, lambda: None),
     Setting(
         "WORKER_TLS_PROXY",
         "no",
