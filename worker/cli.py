@@ -20,7 +20,7 @@ from worker.errors import ConfigurationError, WorkerError
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator, Sequence
 
-    from worker.events import Event, Listener
+    from worker.events import Listener
     from worker.model import Run
     from worker.service import Planned, PreparedFlow
     from worker.settings import Settings
@@ -243,21 +243,17 @@ def _serve(settings: Settings, paths: list[Path]) -> None:
     import faulthandler
 
     from worker.daemon import serve
-    from worker.telemetry import LogListener
 
     # a crash of a library leaves where it was (F88), where standard error is a file
     with suppress(OSError):
         faulthandler.enable()
-    as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
-    listener = LogListener(settings, as_json=as_json)
-
     closed = settings.api_clients or settings.api_tokens
 
     def on_ready(url: str) -> None:
         _say(f"Serving at {url}" + ("" if closed else ", open to everybody on this machine"))
 
     try:
-        _run_interruptibly(serve(settings, paths, os.environ, listener, on_ready=on_ready))
+        _run_interruptibly(serve(settings, paths, os.environ, _log_lines(settings), on_ready=on_ready))
     except Interrupted as interrupted:
         if interrupted.signal_number != signal.SIGTERM:
             raise
@@ -270,15 +266,11 @@ def _measuring(path: Path | None, listener: Listener) -> Iterator[Listener]:
         yield listener
         return
     from worker.metrics import Metrics
+    from worker.telemetry import tell
 
     metrics = Metrics()
-
-    def both(event: Event) -> None:
-        metrics(event)
-        listener(event)
-
     try:
-        yield both
+        yield tell(metrics, listener)
     finally:
         metrics.write_file(path)
 
@@ -286,13 +278,21 @@ def _measuring(path: Path | None, listener: Listener) -> Iterator[Listener]:
 @contextmanager
 def _listening(settings: Settings) -> Iterator[Listener]:
     """A progress bar where a person watches and asked for nothing else, log lines elsewhere."""
-    from worker.telemetry import LogListener, ProgressListener
-
     if settings.log_format == "auto" and sys.stderr.isatty():
+        from worker.telemetry import ProgressListener
+
         with ProgressListener() as bar:
             yield bar
     else:
-        yield LogListener(settings, as_json=settings.log_format != "console")
+        yield _log_lines(settings)
+
+
+def _log_lines(settings: Settings) -> Listener:
+    """Lines for people where they watch or were asked for, else JSON."""
+    from worker.telemetry import LogListener
+
+    as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stderr.isatty())
+    return LogListener(settings, as_json=as_json)
 
 
 def _print_json_runs(runs: Sequence[Run]) -> None:

@@ -7,7 +7,6 @@ import re
 import ssl
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -25,12 +24,14 @@ from worker.mixpanel.export import MixpanelExports
 from worker.mixpanel.spool import own_spool
 from worker.registry import Registry
 from worker.secret_box import SecretBox, load_or_create_key
+from worker.settings import is_loopback
 from worker.store import open_store
+from worker.telemetry import tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from worker.events import Event, Listener
+    from worker.events import Listener
     from worker.settings import Settings
 
 FLOW_FILES = re.compile(r"[^.].*\.(ya?ml|json)")
@@ -48,16 +49,6 @@ def flow_files(paths: Sequence[Path]) -> list[Path]:
         else:
             raise ConfigurationError(f"There is no flow file and no folder at {path}.")
     return found
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a service that listens on `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def check_exposure(settings: Settings) -> None:
@@ -149,12 +140,8 @@ async def serve(
         exports = await stack.enter_async_context(MixpanelExports(own))
         # the keeper is made below
         metrics = Metrics(lag_of=lambda: keeper.lags(), quota_left=lambda: keeper.quota_left())  # noqa: PLW0108
-
-        def tell(event: Event) -> None:
-            metrics(event)
-            listener(event)
-
-        keeper = Keeper(own, store, registry, exports, tell)
+        told = tell(metrics, listener)
+        keeper = Keeper(own, store, registry, exports, told)
         app = make_app(
             registry=registry,
             store=store,
@@ -163,7 +150,7 @@ async def serve(
             lake=settings.lake,
             readiness=keeper.reasons_not_ready,
             metrics_text=metrics.text,
-            listener=tell,
+            listener=told,
             hosts=own_names(settings),
         )
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
@@ -185,7 +172,7 @@ async def serve(
         bound = runner.addresses[0]
         shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
         on_ready(f"{'https' if tls else 'http'}://{shown}:{bound[1]}")
-        await _until_one_ends(watched, tell)
+        await _until_one_ends(watched, told)
 
 
 async def _until_one_ends(tasks: Sequence[asyncio.Task[None]], listener: Listener) -> NoReturn:

@@ -13,7 +13,6 @@ import re
 from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
-from ipaddress import IPv4Network, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
@@ -23,7 +22,7 @@ from yaml.reader import ReaderError
 from worker.errors import ConfigurationError
 from worker.mixpanel.calendar import parse_timezone
 from worker.model import Credentials, Options, Schedule, Secret, Source, Target, flow_id_of
-from worker.settings import HTTPS_PORT, split_authority
+from worker.settings import HTTPS_PORT, is_loopback, split_authority
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -40,7 +39,6 @@ EXPORT_URLS: Final = {
 """Base URL of the raw export by the region where the project lives (Mixpanel, data residency)."""
 
 _MIXPANEL_HOSTS = tuple(url.removeprefix("https://") for url in EXPORT_URLS.values())
-_LOOPBACK_NETWORK = IPv4Network("127.0.0.0/8")
 _DEFAULT_PORTS = {"http": 80, "https": HTTPS_PORT}
 
 _MAX_FILE_BYTES = 1024 * 1024
@@ -151,7 +149,7 @@ def check_export_host(url: str, export_hosts: Collection[str], *, allow_loopback
         raise ConfigurationError(f"a host is https://host or https://host:port and nothing else; {error}") from error
     port = given_port or _DEFAULT_PORTS[scheme]
     authority = host if port == _DEFAULT_PORTS[scheme] else f"{host}:{port}"
-    if allow_loopback and _is_loopback(host):
+    if allow_loopback and is_loopback(host):
         return f"{scheme}://{authority}"
     if scheme != "https":
         raise ConfigurationError(f"{host} must be asked by https")
@@ -162,15 +160,6 @@ def check_export_host(url: str, export_hosts: Collection[str], *, allow_loopback
     raise ConfigurationError(
         f"{authority} is not a host of Mixpanel ({', '.join(_MIXPANEL_HOSTS)}) nor named in WORKER_EXPORT_HOSTS"
     )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost" or host == "[::1]":
-        return True
-    try:
-        return ip_address(host) in _LOOPBACK_NETWORK
-    except ValueError:
-        return False
 
 
 # The text

@@ -26,7 +26,7 @@ from worker.pipeline import Pipeline
 from worker.registry import ENABLED
 from worker.runner import QUEUED, PacedExports, Runner, RunRequest, now_utc, to_end
 from worker.schedule import complete_until, days_due, is_due, scheduled_days
-from worker.service import explored, first_lines, plan_run
+from worker.service import explored, export_times, first_lines, plan_run, run_request
 from worker.sinks import open_sink
 from worker.store import RunQuery
 
@@ -408,7 +408,8 @@ class Keeper:
     async def _run(self, flow_id: str, run_id: str | None, request: Mapping[str, Any]) -> None:
         try:
             prepared = await self._prepared(flow_id)
-            planned = await asyncio.to_thread(self._plan, prepared, run_id, request)
+            receipts = await asyncio.to_thread(export_times, self._store, flow_id)
+            planned = await asyncio.to_thread(self._plan, prepared, receipts, run_id, request)
         except WorkerError as error:
             await to_end(asyncio.to_thread(self._save_not_begun, flow_id, run_id, error))
             raise
@@ -418,7 +419,6 @@ class Keeper:
         await to_end(asyncio.to_thread(self._store.save_flow, flow.id, flow.name, prepared.definition))
         if run_id is not None:
             await to_end(asyncio.to_thread(self._store.delete_object, REQUESTS, run_id))
-        receipts = await asyncio.to_thread(self._receipts, flow.id)
         self._note(flow, receipts)
 
         def listen(event: Event) -> None:
@@ -431,11 +431,13 @@ class Keeper:
             runner = Runner(self._settings, self._store, sink, pipeline, listen, self._clock)
             self._newest[flow_id] = await runner.run(planned)
 
-    def _receipts(self, flow_id: str) -> dict[date, datetime]:
-        """When the committed export of each day was begun."""
-        return {day: receipt.exported_at for day, receipt in self._store.succeeded_receipts(flow_id).items()}
-
-    def _plan(self, prepared: PreparedFlow, run_id: str | None, request: Mapping[str, Any]) -> RunRequest:
+    def _plan(
+        self,
+        prepared: PreparedFlow,
+        receipts: Mapping[date, datetime],
+        run_id: str | None,
+        request: Mapping[str, Any],
+    ) -> RunRequest:
         now = self._clock()
         first, last = (date.fromisoformat(request[key]) if request.get(key) else None for key in ("first", "last"))
         if first is not None or last is not None:
@@ -443,42 +445,32 @@ class Keeper:
             if planned is None:
                 raise ConfigurationError(f"{first} has not begun.")
             return replace(planned, run_id=run_id)
-        flow = prepared.flow
-        zone = calendar_zone(flow.source)
-        receipts = self._receipts(flow.id)
-        days = scheduled_days(zone, now, receipts, lookback_days=flow.source.lookback_days, schedule=flow.schedule)
-        window = day_bounds(days[0], zone)[0], day_bounds(days[-1], zone)[1]
-        return RunRequest(flow, prepared.mapper, days, zone, window, run_id)
+        source = prepared.flow.source
+        days = scheduled_days(
+            calendar_zone(source),
+            now,
+            receipts,
+            lookback_days=source.lookback_days,
+            schedule=prepared.flow.schedule,
+        )
+        return run_request(prepared, days, run_id)
 
     def _save_not_begun(self, flow_id: str, run_id: str | None, error: WorkerError) -> None:
         """The record of a run that failed before its first day."""
         now = self._clock()
         known = self._store.run(run_id) if run_id else self._newest.get(flow_id)
-        if known is None:
-            day = now.astimezone(UTC).date()
-            known = Run(
-                id="",
-                flow_id=flow_id,
-                flow_name=flow_id,
-                dataset_id="",
-                state=RunState.FAILED,
-                started_at=now,
-                first_day=day,
-                last_day=day,
-                window_start=now,
-                window_end=now,
-            )
+        today_utc = now.astimezone(UTC).date()
         failed = Run(
             id=run_id or str(uuid4()),
             flow_id=flow_id,
-            flow_name=known.flow_name,
-            dataset_id=known.dataset_id,
+            flow_name=known.flow_name if known else flow_id,
+            dataset_id=known.dataset_id if known else "",
             state=RunState.FAILED,
             started_at=now,
-            first_day=known.first_day,
-            last_day=known.last_day,
-            window_start=known.window_start,
-            window_end=known.window_end,
+            first_day=known.first_day if known else today_utc,
+            last_day=known.last_day if known else today_utc,
+            window_start=known.window_start if known else now,
+            window_end=known.window_end if known else now,
             completed_at=now,
             updated_at=now,
             error_code=error.code,

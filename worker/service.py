@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -86,19 +86,29 @@ def plan_run(prepared: PreparedFlow, store: Store, first: date | None, last: dat
     """The days that a run started `now` covers: those asked for, or those since the last complete day."""
     flow = prepared.flow
     zone = calendar_zone(flow.source)
-    receipts = {day: receipt.exported_at for day, receipt in store.succeeded_receipts(flow.id).items()}
     plan = days_due(
         zone,
         now,
-        complete_until=complete_until(receipts, zone),
+        complete_until=complete_until(export_times(store, flow.id), zone),
         lookback_days=flow.source.lookback_days,
         first=first,
         last=last,
     )
     if not plan.days:
         return Planned(prepared, None, plan.not_begun)
-    window = day_bounds(plan.days[0], zone)[0], day_bounds(plan.days[-1], zone)[1]
-    return Planned(prepared, RunRequest(flow, prepared.mapper, plan.days, zone, window), plan.not_begun)
+    return Planned(prepared, run_request(prepared, plan.days), plan.not_begun)
+
+
+def export_times(store: Store, flow_id: str) -> dict[date, datetime]:
+    """When the committed export of each day of a flow was begun."""
+    return {day: receipt.exported_at for day, receipt in store.succeeded_receipts(flow_id).items()}
+
+
+def run_request(prepared: PreparedFlow, days: tuple[date, ...], run_id: str | None = None) -> RunRequest:
+    """What to run for these days, of which there is at least one."""
+    zone = calendar_zone(prepared.flow.source)
+    window = day_bounds(days[0], zone)[0], day_bounds(days[-1], zone)[1]
+    return RunRequest(prepared.flow, prepared.mapper, days, zone, window, run_id)
 
 
 async def run_once(
@@ -317,10 +327,10 @@ def _preview(prepared: PreparedFlow, settings: Settings, day: date, head: bytes,
 
     lines = head.removeprefix(BYTE_ORDER_MARK).split(b"\n")[:rows]
     data = b"\n".join(lines) + b"\n"
-    decoder = Decoder(
-        prepared.mapper.paths, max_line_bytes=settings.max_line_bytes, max_raw_bytes=settings.max_reject_bytes
-    )
-    decoded = decoder.decode(Block(data))
+    with closing(
+        Decoder(prepared.mapper.paths, max_line_bytes=settings.max_line_bytes, max_raw_bytes=settings.max_reject_bytes)
+    ) as decoder:
+        decoded = decoder.decode(Block(data))
     for reject in decoded.rejects:
         if is_sentinel(reject.raw):
             raise ExportBrokenError("Mixpanel ended the export before its end.", reason="terminated_early")

@@ -10,7 +10,7 @@ import re
 import tempfile
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -32,6 +32,7 @@ _BYTES_PER_UNIT = {"": 1, "kib": 1024, "mib": _MIB, "gib": 1024 * _MIB}
 _WHOLE_NUMBER = re.compile(r"[0-9]{1,15}")
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _BYTE_SIZE = re.compile(r"([0-9]{1,15}) ?(|kib|mib|gib)", re.IGNORECASE)
+_LOOPBACK, _LOOPBACK_NETWORK = IPv6Address("::1"), IPv4Network("127.0.0.0/8")
 _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(?::([0-9]{1,5}))?")
 _HOST_NAME = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))*")
 _TOKEN = re.compile(rf"[!-~]{{{SHORTEST_SECRET},4096}}")
@@ -62,6 +63,17 @@ def split_authority(text: str) -> tuple[str, int | None]:
     except AddressValueError as error:
         raise ValueError("an address is written as four decimal numbers, or as IPv6 in brackets") from error
     return host, None if port is None else int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine itself; an IPv6 address with or without brackets."""
+    if host == "localhost":
+        return True
+    try:
+        address = ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return address == _LOOPBACK or address in _LOOPBACK_NETWORK
 
 
 def _whole_number(minimum: int) -> Callable[[str], int]:

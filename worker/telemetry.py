@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from rich.progress import TaskID
 
-    from worker.events import Event
+    from worker.events import Event, Listener
     from worker.settings import Settings
 
 LEVELS: dict[type[Any], int] = {
@@ -35,6 +35,16 @@ NOTABLE_SECONDS = 1.0
 """A wait for the quota that is shorter happens between any two exports."""
 
 INFORMING = (events.RunStarted, events.RunEnded, events.DaySucceeded, events.DayRecovered)
+
+
+def tell(*listeners: Listener) -> Listener:
+    """One listener that tells several."""
+
+    def all_of_them(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+
+    return all_of_them
 
 
 class LogListener:

@@ -37,6 +37,7 @@ from worker.http.problems import (
     problem_response,
     too_many_requests,
 )
+from worker.metrics import CONTENT_TYPE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -203,7 +204,7 @@ def _own_routes(readiness: Callable[[], Sequence[str]], metrics_text: Callable[[
     async def metrics(request: web.Request) -> web.Response:
         """The metrics as text for Prometheus."""
         text = await asyncio.to_thread(metrics_text)
-        return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
 
     return [web.get("/healthz", alive), web.get("/readyz", ready), web.get("/metrics", metrics)]
 

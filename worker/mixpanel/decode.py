@@ -53,7 +53,6 @@ KEY_PATHS: tuple[Path, ...] = (
     ("properties", "$insert_id"),
 )
 """Mixpanel's own key of an event (event deduplication)."""
-INSERT_ID = KEY_PATHS[-1]
 PROCESSED: Path = ("properties", "mp_processing_time_ms")
 
 CORRUPT = "INGEST-1401-400"
@@ -577,10 +576,9 @@ class _BlockFile:
 
 
 class Exact(NamedTuple):
-    """One event: its texts by path, which of them are JSON strings, and a wanted key that an object had twice."""
+    """One event: its texts by path, and a wanted key that an object had twice."""
 
     texts: list[str | None]
-    quoted: list[bool]
     duplicate_key: str | None
 
 
@@ -616,9 +614,8 @@ def read_exactly(line: bytes, paths: Sequence[Path]) -> Exact:
     if not isinstance(value.get("properties"), _Object | None):
         raise NotAnEvent("properties is not an object.")
     found = [_at(value, path) for path in paths]
-    quoted = [isinstance(item, str) and not isinstance(item, _Number) for item in found]
     wanted = {path[:length] for path in paths for length in range(1, len(path) + 1)}
-    return Exact([_text(item) for item in found], quoted, _twice(value, (), wanted))
+    return Exact([_text(item) for item in found], _twice(value, (), wanted))
 
 
 def _loads(line: bytes) -> Any:  # noqa: ANN401 - any JSON
