@@ -172,7 +172,7 @@ class Pipeline:
         self._budget = Budget.of(settings)
         self._pool = ThreadPoolExecutor(settings.processors, thread_name_prefix="decode")
         self._exporting = asyncio.Lock()
-        self._finishing = threading.Lock()
+        self._turns = _Turns()
         self._converter: _Converter | None = None
         self._closing = contextlib.ExitStack()
 
@@ -208,7 +208,7 @@ class Pipeline:
             ):
                 converter = self._converter_of(plan.mapper)
                 work = _DayWork(
-                    self._budget, self._pool, self._finishing, converter, self._listener, plan, load, spool, Path(own)
+                    self._budget, self._pool, self._turns, converter, self._listener, plan, load, spool, Path(own)
                 )
                 return await self._export_and_work(plan, load, attempt, spool, work, exported_at)
         except OSError as error:
@@ -250,6 +250,14 @@ class Pipeline:
             raise
 
 
+class _Turns:
+    """What the days of a process do one after another: side by side they would all end late, and take more memory."""
+
+    def __init__(self) -> None:
+        self.reading = threading.Lock()
+        self.finishing = threading.Lock()
+
+
 class _DayWork:
     """The blocking side of one day, on a thread of its own."""
 
@@ -257,7 +265,7 @@ class _DayWork:
         self,
         budget: Budget,
         pool: ThreadPoolExecutor,
-        finishing: threading.Lock,
+        turns: _Turns,
         converter: _Converter,
         listener: Listener,
         plan: DayPlan,
@@ -267,7 +275,7 @@ class _DayWork:
     ) -> None:
         self._budget = budget
         self._pool = pool
-        self._finishing = finishing
+        self._turns = turns
         self._listener = listener
         self._plan = plan
         self._load = load
@@ -300,8 +308,7 @@ class _DayWork:
                         duplicates.add(keys, processed)
                 piece.keys, piece.processed = [], []
                 spilled.append(piece)
-            # one day after another, for this is what takes the most memory
-            with self._finishing:
+            with self._turns.finishing:
                 give_memory_back()
                 staged = self._finish(spilled, duplicates if deduplicate else None, exported_at)
         output = staged.tally.output
@@ -349,21 +356,22 @@ class _DayWork:
         files = PieceFiles(self._folder, self._budget.pieces)
         under_way: deque[Future[_Converted]] = deque()
         try:
-            for number, piece in enumerate(
-                read_pieces(
-                    self._spool,
-                    files,
-                    piece_bytes=self._budget.piece_bytes,
-                    max_line_bytes=self._budget.line_bytes,
-                    max_raw_bytes=self._budget.raw_bytes,
-                )
-            ):
-                outputs = _Converted(self._folder / f"rows-{number}", self._folder / f"rejects-{number}")
-                under_way.append(self._pool.submit(self._converter, piece, files, outputs))
-                while under_way and under_way[0].done():
-                    yield self._counted(under_way.popleft().result())
-                if number % TRIM_PIECES == TRIM_PIECES - 1:
-                    give_memory_back()
+            with self._turns.reading:
+                for number, piece in enumerate(
+                    read_pieces(
+                        self._spool,
+                        files,
+                        piece_bytes=self._budget.piece_bytes,
+                        max_line_bytes=self._budget.line_bytes,
+                        max_raw_bytes=self._budget.raw_bytes,
+                    )
+                ):
+                    outputs = _Converted(self._folder / f"rows-{number}", self._folder / f"rejects-{number}")
+                    under_way.append(self._pool.submit(self._converter, piece, files, outputs))
+                    while under_way and under_way[0].done():
+                        yield self._counted(under_way.popleft().result())
+                    if number % TRIM_PIECES == TRIM_PIECES - 1:
+                        give_memory_back()
             while under_way:
                 yield self._counted(under_way.popleft().result())
         finally:

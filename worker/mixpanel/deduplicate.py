@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 RECORD = np.dtype([("key0", "<u8"), ("key1", "<u8"), ("processed", "<i8"), ("row", "<i8")], align=False)
 PARTITIONS = 64
+FILTER_SIZE = 1 << 18
 
 
 class Deduplicator:
@@ -109,7 +110,7 @@ def _losers(parts: list[NDArray[np.void]], contents: Contents) -> NDArray[np.int
     repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     if not len(repeated):
         return nobody
-    rivals = np.concatenate([part[_is_in(part["key0"], repeated)] for part in parts])
+    rivals = np.concatenate([part[_places_of(part["key0"], repeated)] for part in parts])
     rivals = rivals[np.lexsort((rivals["row"], -rivals["processed"], rivals["key1"], rivals["key0"]))]
     same = (rivals["key0"][1:] == rivals["key0"][:-1]) & (rivals["key1"][1:] == rivals["key1"][:-1])
     even = same & (rivals["processed"][1:] == rivals["processed"][:-1])
@@ -124,5 +125,12 @@ def _losers(parts: list[NDArray[np.void]], contents: Contents) -> NDArray[np.int
     return losers
 
 
-def _is_in(values: NDArray[np.uint64], ordered: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    return np.equal(ordered[np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)], values)
+def _places_of(values: NDArray[np.uint64], ordered: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Where in `values` those stand that are among the `ordered` ones."""
+    # most values are none of them, which their last bits tell without a search
+    low = np.uint64(FILTER_SIZE - 1)
+    maybe = np.zeros(FILTER_SIZE, dtype=bool)
+    maybe[ordered & low] = True
+    places = np.flatnonzero(maybe[values & low])
+    values = values[places]
+    return places[ordered[np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)] == values]
