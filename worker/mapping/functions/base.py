@@ -1,0 +1,281 @@
+"""What a function of the mapping language is, and what it may ask of its call.
+
+A function is a Python function over columns, with its documentation beside it:
+
+    @function(
+        "left",
+        category="String",
+        description="The first characters of a string.",
+        parameters=(Parameter("STRING", "the string"), Parameter("COUNT", "how many characters")),
+        returns="string",
+        examples=(Example('left("abcde", 2)', "ab"),),
+    )
+    def left(call: Call, string: Values, count: Values) -> Values: ...
+
+It never raises for what the columns hold: it marks the rows of which it can make nothing with `call.fail` and leaves
+them null. Such a row's field is null in the end, whatever the expression goes on to make of it, and counts as a warning
+(Data Prep: a failing transformation sets the field to null).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+
+from worker.mapping.values import KIND_NAMES, NUMBER, Items, Kind, Values, numbers_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from worker.mapping.values import Booleans, Decimals, Integers, Mask, Positions, Texts
+
+# The stubs of pyarrow refuse arguments that its functions take, such as a scalar beside an array.
+pc: Any = pyarrow.compute
+
+Returns = Literal["string", "integer", "double", "boolean", "date", "array", "object", "any"]
+"""What a function gives where it gives anything; `any` hangs on its arguments."""
+
+MAX_TEXT_CHARACTERS = 1 << 20
+"""No function makes a longer string: Mixpanel's events have at most 1 MB."""
+
+TRUE_TEXTS = pa.array(["true", "TRUE", "y", "Y", "yes", "YES", "on", "ON"])
+FALSE_TEXTS = pa.array(["false", "FALSE", "n", "N", "no", "NO", "off", "OFF"])
+"""Strings that are booleans (Data Prep, data handling)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """`repeated`: the last one, which may be given any number of times, not at all if it is not `required`."""
+
+    name: str
+    description: str
+    required: bool = True
+    repeated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """`value` is what the expression gives, as JSON; `note` says where Adobe's page prints something else."""
+
+    expression: str
+    value: object
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """A function of the language.
+
+    `evaluate` takes a `Call` and a column an argument. `row_loop` says why nothing vectorised does its work, if it
+    loops over rows. `method`: it is called on its first argument, `"a".equals("b")`. `deterministic`: equal arguments
+    give an equal result. `decisions`: what we chose where Adobe's documents are silent or disagree.
+    """
+
+    name: str
+    category: str
+    description: str
+    parameters: tuple[Parameter, ...]
+    returns: Returns
+    examples: tuple[Example, ...]
+    evaluate: Callable[..., Values]
+    aliases: tuple[str, ...] = ()
+    method: bool = False
+    deterministic: bool = True
+    row_loop: str | None = None
+    decisions: tuple[str, ...] = ()
+
+    @property
+    def least_arguments(self) -> int:
+        return sum(parameter.required for parameter in self.parameters)
+
+    @property
+    def most_arguments(self) -> int | None:
+        """None for any number."""
+        return None if any(parameter.repeated for parameter in self.parameters) else len(self.parameters)
+
+
+@dataclass(slots=True)
+class Registry:
+    """The functions of the language by name and alias."""
+
+    by_name: dict[str, Function] = field(default_factory=dict)
+
+    def add(self, made: Function) -> None:
+        for name in (made.name, *made.aliases):
+            assert name not in self.by_name, f"there are two functions {name}"
+            self.by_name[name] = made
+
+
+REGISTRY = Registry()
+
+
+def function(
+    name: str,
+    *,
+    category: str,
+    description: str,
+    parameters: tuple[Parameter, ...],
+    returns: Returns,
+    examples: tuple[Example, ...],
+    aliases: tuple[str, ...] = (),
+    method: bool = False,
+    deterministic: bool = True,
+    row_loop: str | None = None,
+    decisions: tuple[str, ...] = (),
+) -> Callable[[Callable[..., Values]], Callable[..., Values]]:
+    """Enter the decorated function into `REGISTRY`; see `Function`."""
+
+    def enter(evaluate: Callable[..., Values]) -> Callable[..., Values]:
+        REGISTRY.add(
+            Function(
+                name,
+                category,
+                description,
+                parameters,
+                returns,
+                examples,
+                evaluate,
+                aliases,
+                method,
+                deterministic,
+                row_loop,
+                decisions,
+            )
+        )
+        return evaluate
+
+    return enter
+
+
+class Call:
+    """One evaluation of an expression over a block of rows, as its functions see it."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.active: Mask = np.ones(rows, dtype=bool)
+        """The rows for which the branch that is being evaluated counts."""
+        self._reason = np.full(rows, -1, dtype=np.int64)
+        self._reasons: list[str] = []
+
+    # Failing
+
+    def fail(self, failed: Mask, reason: str) -> None:
+        """These rows have no value: `reason` is a sentence without its full stop, such as `left: COUNT is negative`."""
+        at = failed & self.active & (self._reason < 0)
+        if at.any():
+            self._reason[at] = len(self._reasons)
+            self._reasons.append(reason)
+
+    @property
+    def failed(self) -> Mask:
+        return self._reason >= 0
+
+    def failures(self) -> Iterator[tuple[str, Positions]]:
+        """Each reason with the rows that failed for it first."""
+        for number, reason in enumerate(self._reasons):
+            yield reason, np.flatnonzero(self._reason == number)
+
+    # Arguments as one kind; what is null stays null, what does not fit fails
+
+    def texts(self, values: Values, name: str) -> Texts:
+        """Strings; numbers, booleans and dates as they are written. Arrays and objects fail."""
+        trees = values.has(Kind.ARRAY) | values.has(Kind.OBJECT)
+        if not trees.any():
+            return values.to_texts()
+        self._fail_kinds(values, trees, name, "a string")
+        return values.where(~trees).to_texts()
+
+    def integers(self, values: Values, name: str) -> Integers:
+        """Integers, decimals without a fraction, and strings of such; of 64 bits."""
+        result: Any = values.arrow(Kind.INTEGER)
+        if values.present <= {Kind.INTEGER}:
+            return result
+        decimals = values.arrow(Kind.DECIMAL)
+        if Kind.STRING in values.present:
+            whole, broken = numbers_of(pc.ascii_trim_whitespace(values.arrow(Kind.STRING)))
+            result, decimals = pc.coalesce(result, whole), pc.coalesce(decimals, broken)
+        fits = pc.and_(pc.equal(decimals, pc.floor(decimals)), pc.less(pc.abs(decimals), 2.0**63))
+        result = pc.coalesce(result, pc.cast(pc.if_else(fits, decimals, None), pa.int64()))
+        self._fail_kinds(values, ~values.is_null() & _null(result), name, "an integer")
+        return result
+
+    def numbers(self, values: Values, name: str) -> Decimals:
+        """Numbers, and strings of JSON's grammar of numbers, as decimals."""
+        result: Any = values.arrow(Kind.DECIMAL)
+        if values.present <= {Kind.DECIMAL}:
+            return result
+        result = pc.coalesce(result, pc.cast(values.arrow(Kind.INTEGER), pa.float64(), safe=False))
+        if Kind.STRING in values.present:
+            texts = pc.ascii_trim_whitespace(values.arrow(Kind.STRING))
+            read = pc.cast(pc.if_else(pc.match_substring_regex(texts, NUMBER), texts, None), pa.float64())
+            result = pc.coalesce(result, pc.if_else(pc.is_finite(read), read, None))
+        self._fail_kinds(values, ~values.is_null() & _null(result), name, "a number")
+        return result
+
+    def booleans(self, values: Values, name: str) -> Booleans:
+        """Booleans, and the strings that Data Prep takes for such."""
+        result: Any = values.arrow(Kind.BOOLEAN)
+        if values.present <= {Kind.BOOLEAN}:
+            return result
+        if Kind.STRING in values.present:
+            texts = values.arrow(Kind.STRING)
+            true, false = pc.is_in(texts, value_set=TRUE_TEXTS), pc.is_in(texts, value_set=FALSE_TEXTS)
+            result = pc.coalesce(result, pc.if_else(pc.or_(true, false), true, None))
+        self._fail_kinds(values, ~values.is_null() & _null(result), name, "a boolean")
+        return result
+
+    def arrays(self, values: Values, name: str) -> Items:
+        return self._trees(values, Kind.ARRAY, name)
+
+    def objects(self, values: Values, name: str) -> Items:
+        return self._trees(values, Kind.OBJECT, name)
+
+    def by_value(self, texts: Texts) -> Iterator[tuple[str, Positions]]:
+        """Each text that some row has, and these rows: for arguments such as formats, which are few or one."""
+        encoded = pc.dictionary_encode(texts)
+        codes = np.asarray(pc.fill_null(encoded.indices, -1))
+        for code, text in enumerate(encoded.dictionary.to_pylist()):
+            yield text, np.flatnonzero(codes == code)
+
+    def fail_items(self, items: Items, failed: Mask, reason: str) -> None:
+        """Fail the rows in which one of these items failed."""
+        rows = np.zeros(self.rows, dtype=bool)
+        rows[items.rows[failed]] = True
+        self.fail(rows, reason)
+
+    def _trees(self, values: Values, kind: Kind, name: str) -> Items:
+        if not values.present <= {kind}:
+            self._fail_kinds(values, ~values.is_null() & ~values.has(kind), name, KIND_NAMES[kind])
+        return values.trees(kind)
+
+    def _fail_kinds(self, values: Values, failed: Mask, name: str, wanted: str) -> None:
+        if not failed.any():
+            return
+        kinds = values.kinds()
+        for kind in map(Kind, np.unique(kinds[failed]).tolist()):
+            # a string that is no number, a decimal too large
+            close = kind in (Kind.STRING, Kind.DECIMAL)
+            what = f"{KIND_NAMES[kind]} that does not make {wanted}" if close else f"{KIND_NAMES[kind]}, not {wanted}"
+            self.fail(failed & (kinds == kind), f"{name} is {what}")
+
+
+def spread(parts: Sequence[tuple[Positions, Values]], rows: int) -> Values:
+    """One column from the results for some rows each; null in the rows that none of them has."""
+    if not parts:
+        return Values.nulls(rows)
+    if len(parts) == 1 and len(parts[0][0]) == rows:
+        return parts[0][1]
+    at: NDArray[np.int64] = np.full(rows, -1, dtype=np.int64)
+    at[np.concatenate([positions for positions, _ in parts])] = np.arange(sum(len(positions) for positions, _ in parts))
+    return Values.concat([values for _, values in parts]).take(at)
+
+
+def _null(array: Any) -> Mask:  # noqa: ANN401 - an Arrow array
+    null: Mask = array.is_null().to_numpy(zero_copy_only=False)
+    return null
