@@ -231,11 +231,9 @@ class Values:
     def plane(self, kind: Kind) -> Plane:
         """The column of this kind alone; all null where no row has it."""
         plane = self.planes.get(kind)
-        if plane is None:
-            plane = (
-                pa.nulls(self.length, ARROW_TYPES[kind]) if kind in ARROW_TYPES else Items.nothing(self.length, kind)
-            )
-        return plane
+        if plane is not None:
+            return plane
+        return _pa.nulls(self.length, ARROW_TYPES[kind]) if kind in ARROW_TYPES else Items.nothing(self.length, kind)
 
     def arrow(self, kind: Kind) -> Any:  # noqa: ANN401 - an Arrow array, whose stubs differ by type
         """The plane of a kind that Arrow holds."""
