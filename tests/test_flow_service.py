@@ -404,6 +404,22 @@ async def test_of_fifty_changes_with_one_etag_one_wins(service: Service) -> None
     assert statuses == {200: 1, 412: 49}
 
 
+async def test_of_changes_and_deletions_with_one_etag_one_wins(service: Service) -> None:
+    flow_id = await service.flow()
+    headers = {"If-Match": (await service.read(f"/flows/{flow_id}"))["etag"]}
+    operations = [{"op": "add", "path": "/description", "value": "x"}]
+
+    async def act(method: str, body: object) -> int:
+        async with service.client.request(method, f"{BASE}/flows/{flow_id}", json=body, headers=headers) as answer:
+            return answer.status
+
+    asked = [act("PATCH", operations) if number % 2 else act("DELETE", None) for number in range(30)]
+    statuses = Counter(await asyncio.gather(*asked))
+    assert statuses[200] + statuses[204] == 1
+    assert set(statuses) <= {200, 204, 404, 412}
+    await service.ask("GET", f"/flows/{flow_id}", status=404 if statuses[204] else 200)
+
+
 @pytest.mark.parametrize(
     ("tag", "status"),
     [

@@ -24,6 +24,7 @@ from worker.registry import (
     MAPPING_SETS,
     MASK,
     MIXPANEL_SPEC,
+    OLD_MAPPING_SETS,
     SCHEMAS,
     SOURCES,
     TARGETS,
@@ -286,6 +287,27 @@ def test_what_a_flow_needs_stays(registry: Registry) -> None:
     ):
         registry.delete(kind, object_id)
         assert code_of(lambda kind=kind, object_id=object_id: registry.get(kind, object_id)) == "FLOW-1439-404"
+
+
+@pytest.mark.parametrize("with_etag", [True, False])
+def test_what_changes_right_before_it_is_deleted_is_not_deleted_as_it_was(
+    registry: Registry, store: MemoryStore, monkeypatch: pytest.MonkeyPatch, with_etag: bool
+) -> None:
+    known = registry.create(MAPPING_SETS, {"mappings": MAPPINGS})
+    delete = store.delete_object
+
+    def change_and_delete(*arguments: Any, **options: Any) -> bool:
+        monkeypatch.undo()
+        registry.replace(MAPPING_SETS, known.id, {"mappings": MAPPINGS[:1]}, etag=None)
+        return delete(*arguments, **options)
+
+    monkeypatch.setattr(store, "delete_object", change_and_delete)
+    if with_etag:
+        assert code_of(lambda: registry.delete(MAPPING_SETS, known.id, etag=known.etag)) == "FLOW-1404-412"
+        assert registry.get(MAPPING_SETS, known.id).document["version"] == 1
+    else:
+        registry.delete(MAPPING_SETS, known.id)
+        assert [*registry.list(MAPPING_SETS), *registry.list(OLD_MAPPING_SETS)] == []
 
 
 def test_a_flow_whose_connection_is_gone_cannot_be_run(registry: Registry, store: MemoryStore) -> None:

@@ -386,7 +386,13 @@ def test_what_cannot_be_done_to_an_object_changes_nothing(store: Store) -> None:
         store.replace_object("flows", "a", {"password": Secret("geheim")}, None, LATER, etag=created.etag)
     with pytest.raises(AssertionError):
         store.replace_object("flows", "a", {}, None, NOW.replace(tzinfo=None), etag=created.etag)
+    for etag in ("stale", ""):
+        with pytest.raises(EtagConflictError):
+            store.delete_object("flows", "a", etag=etag)
+    assert not store.delete_object("flows", "missing", etag="stale")
     assert store.object("flows", "a") == created
+    assert store.delete_object("flows", "a", etag=created.etag)
+    assert store.objects("flows") == []
 
 
 def test_an_etag_is_good_for_one_change_and_none_takes_any(store: Store) -> None:
@@ -881,9 +887,9 @@ class Twins(RuleBasedStateMachine):
             found = self.both(change)
         return found.etag if isinstance(found, StoredObject) else "none"
 
-    @rule(kind=kinds, object_id=object_ids)
-    def delete_object(self, kind: str, object_id: str) -> None:
-        self.both(lambda store: store.delete_object(kind, object_id))
+    @rule(kind=kinds, object_id=object_ids, etag=st.none() | etags)
+    def delete_object(self, kind: str, object_id: str, etag: str | None) -> None:
+        self.both(lambda store: store.delete_object(kind, object_id, etag=etag))
 
     @rule(kind=kinds, object_id=object_ids)
     def look_at_objects(self, kind: str, object_id: str) -> None:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import insert
 
-from tests.test_store import DAY, NOW, new_state, run_of
-from worker.errors import EtagConflictError, ObjectExistsError
+from tests.test_store import DAY, KINDS, NOW, new_state, opened, run_of
+from worker.errors import EtagConflictError, ObjectExistsError, ObjectMissingError
 from worker.model import Issue, RunState
 from worker.store import RunQuery, open_store, schema
 from worker.store.documents import encode, time_text
@@ -80,7 +80,7 @@ def at_once(calls: list[Callable[[], object]]) -> list[object]:
         barrier.wait(60)
         try:
             return call()
-        except (EtagConflictError, ObjectExistsError) as error:
+        except (EtagConflictError, ObjectExistsError, ObjectMissingError) as error:
             return type(error).__name__
 
     with ThreadPoolExecutor(len(calls)) as pool:
@@ -129,6 +129,29 @@ def test_of_fifty_threads_with_one_etag_one_changes_the_object(url: str) -> None
         assert kept is not None
         assert kept.document == {"winner": winners[0]}
         assert kept.etag != etag
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_threads_that_change_and_delete_with_one_etag_one_wins(kind: str) -> None:
+    winners = Counter[str]()
+    with opened(kind) as store:
+        for turn in range(10):
+            name = f"object-{turn}"
+            etag = store.create_object("flows", name, {}, None, NOW).etag
+
+            def change(name: str = name, etag: str = etag) -> str:
+                store.replace_object("flows", name, {"changed": True}, None, NOW, etag=etag)
+                return "changed"
+
+            def delete(name: str = name, etag: str = etag) -> str:
+                return "deleted" if store.delete_object("flows", name, etag=etag) else "ObjectMissingError"
+
+            found = Counter(at_once([change, delete] * 10))
+            [winner] = found.keys() - {"EtagConflictError", "ObjectMissingError"}
+            assert found[winner] == 1
+            assert (store.object("flows", name) is None) == (winner == "deleted")
+            winners[str(winner)] += 1
+    assert winners.total() == 10
 
 
 def test_of_processes_with_one_etag_one_changes_the_object_each_time(url: str) -> None:

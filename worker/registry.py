@@ -258,16 +258,26 @@ class Registry:
         raise _stale(self.get(kind, object_id), etag or "*")
 
     def delete(self, kind: str, object_id: str, *, etag: str | None = None) -> None:
-        """Remove the object, unless others need it. Raises RefusedError: 404, 412, 1418-400, 1447-400."""
-        known = self.get(kind, object_id)
-        if etag is not None and known.etag != etag:
-            raise _stale(known, etag)
-        self._check_unused(known)
-        if not self._store.delete_object(kind, object_id):
-            raise _missing(kind, object_id)
-        if kind == MAPPING_SETS:
-            for version in range(_version_of(known.document)):
-                self._store.delete_object(OLD_MAPPING_SETS, f"{object_id}_{version}")
+        """Remove the object, if its etag is still `etag` (None: whatever), and unless others need it.
+
+        Raises RefusedError: 404, 412, 1418-400, 1447-400.
+        """
+        for _ in range(_MOST_ATTEMPTS):
+            known = self.get(kind, object_id)
+            if etag is not None and known.etag != etag:
+                raise _stale(known, etag)
+            self._check_unused(known)
+            try:
+                found = self._store.delete_object(kind, object_id, etag=known.etag)
+            except EtagConflictError:
+                continue
+            if not found:
+                raise _missing(kind, object_id)
+            if kind == MAPPING_SETS:
+                for version in range(_version_of(known.document)):
+                    self._store.delete_object(OLD_MAPPING_SETS, f"{object_id}_{version}")
+            return
+        raise _stale(self.get(kind, object_id), etag or "*")
 
     def mapping_set(self, mapping_id: str, version: int | None) -> StoredObject:
         """A mapping set in its newest version (None) or an older one. Raises RefusedError (404)."""

@@ -357,12 +357,7 @@ def _crud(kind: str, registry: Registry, store: Store) -> list[tuple[str, str, H
         object_id = request.match_info["id"]
 
         def remove() -> None:
-            stored = registry.get(kind, object_id)
-            if tags is None:
-                registry.delete(kind, object_id)
-                return
-            _check_tags(tags, kind, object_id, stored.etag)
-            registry.delete(kind, object_id, etag=stored.etag)
+            registry.delete(kind, object_id, etag=_agreed(tags, registry.get(kind, object_id)))
 
         await asyncio.to_thread(remove)
         return web.Response(status=204)
@@ -389,11 +384,7 @@ def _flow_actions(registry: Registry) -> list[tuple[str, str, Handler]]:
         flow_id = request.match_info["id"]
 
         def change() -> StoredObject:
-            stored = registry.get(FLOWS, flow_id)
-            if tags is None:
-                return registry.set_state(flow_id, state)
-            _check_tags(tags, FLOWS, flow_id, stored.etag)
-            return registry.set_state(flow_id, state, stored.etag)
+            return registry.set_state(flow_id, state, _agreed(tags, registry.get(FLOWS, flow_id)))
 
         return _changed(await asyncio.to_thread(change))
 
@@ -874,6 +865,14 @@ def _if_match(request: web.Request) -> list[str] | None:
 def _check_tags(tags: Sequence[str], kind: str, object_id: str, current: str) -> None:
     if "*" not in tags and current not in tags:
         raise stale_etag(kind, object_id, ", ".join(tags), current)
+
+
+def _agreed(tags: Sequence[str] | None, stored: StoredObject) -> str | None:
+    """The etag at which the object has to be when it is changed; None where the client takes any."""
+    if tags is None or "*" in tags:
+        return None
+    _check_tags(tags, stored.kind, stored.id, stored.etag)
+    return stored.etag
 
 
 def _quoted(etag: str) -> str:

@@ -143,8 +143,11 @@ class Store(Protocol):
         None for `etag` takes any. Raises ObjectMissingError.
         """
 
-    def delete_object(self, kind: str, object_id: str) -> bool:
-        """Remove an object; whether there was one."""
+    def delete_object(self, kind: str, object_id: str, *, etag: str | None = None) -> bool:
+        """Remove an object; whether there was one. Of callers that change or delete it with one etag one wins.
+
+        None for `etag` takes any. Raises EtagConflictError.
+        """
 
     def take_lease(self, name: str, holder: str, now: datetime, seconds: float) -> bool:
         """Hold `name` until `seconds` from `now`: free, run out, or held by `holder` already. False: another has it.
@@ -316,9 +319,14 @@ def replaced_object(
     """What `replace_object` has to write over `known`."""
     if known is None:
         raise ObjectMissingError(f"There is no object {object_id} in {kind}.")
-    if etag not in (None, known.etag):
-        raise EtagConflictError(f"The object {object_id} in {kind} has changed: it is not at {etag} any more.")
+    check_etag(known, etag)
     return StoredObject(kind, object_id, document, sealed, str(uuid4()), known.created_at, _in_utc(now))
+
+
+def check_etag(known: StoredObject, etag: str | None) -> None:
+    """Whoever changes or deletes `known` has to mean it as it is."""
+    if etag not in (None, known.etag):
+        raise EtagConflictError(f"The object {known.id} in {known.kind} has changed: it is not at {etag} any more.")
 
 
 def lease_end(known: tuple[str, datetime] | None, holder: str, now: datetime, seconds: float) -> datetime | None:

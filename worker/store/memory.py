@@ -14,6 +14,7 @@ from worker.store.base import (
     StoredFlow,
     adopted_load,
     changed_load,
+    check_etag,
     created_object,
     lease_end,
     next_load,
@@ -133,9 +134,14 @@ class MemoryStore:
             self._objects[kind, object_id] = replaced
             return _copy(replaced)
 
-    def delete_object(self, kind: str, object_id: str) -> bool:
+    def delete_object(self, kind: str, object_id: str, *, etag: str | None = None) -> bool:
         with self._lock:
-            return self._objects.pop((kind, object_id), None) is not None
+            known = self._objects.get((kind, object_id))
+            if known is None:
+                return False
+            check_etag(known, etag)
+            del self._objects[kind, object_id]
+            return True
 
     def take_lease(self, name: str, holder: str, now: datetime, seconds: float) -> bool:
         with self._lock:

@@ -23,6 +23,7 @@ from worker.store.base import (
     StoredObject,
     adopted_load,
     changed_load,
+    check_etag,
     created_object,
     lease_end,
     next_load,
@@ -204,9 +205,14 @@ class SqlStore:
             connection.execute(update(OBJECTS).where(_is_object(kind, object_id)).values(values))
         return _stored_object(values)
 
-    def delete_object(self, kind: str, object_id: str) -> bool:
+    def delete_object(self, kind: str, object_id: str, *, etag: str | None = None) -> bool:
         with self._transaction(self._writer) as connection:
-            return connection.execute(delete(OBJECTS).where(_is_object(kind, object_id))).rowcount > 0
+            known = _object(connection, kind, object_id)
+            if known is None:
+                return False
+            check_etag(known, etag)
+            connection.execute(delete(OBJECTS).where(_is_object(kind, object_id)))
+            return True
 
     def take_lease(self, name: str, holder: str, now: datetime, seconds: float) -> bool:
         is_lease = LEASES.c.name == name
