@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
@@ -323,6 +324,31 @@ class World:
         assert {str(run.state) for run in self.store.runs(None, 1000)} <= {"success", "failed"}
         spool = self.folder / "spool"
         assert not spool.exists() or list(spool.iterdir()) == []
+
+
+# A client that is slow
+
+
+async def until_closed(url: str, opening: bytes, trickle: bytes = b"") -> bytes:
+    """What a server says until it closes a connection on which `opening` is sent, and `trickle` again and again."""
+    found = bytearray()
+    async with asyncio.timeout(20):
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        with suppress(ConnectionError):
+            writer.write(opening)
+            while True:
+                writer.write(trickle)
+                try:
+                    piece = await asyncio.wait_for(reader.read(1000), 0.02)
+                except TimeoutError:
+                    continue
+                if not piece:
+                    break
+                found += piece
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+    return bytes(found)
 
 
 # A lake on disk, read without the worker

@@ -12,8 +12,8 @@ from urllib.error import HTTPError
 import pytest
 from aiohttp import ClientSession
 
-from tests.support import settings_for
-from tests.test_replicas import SERVICE, Replica, ended, free_port, state_of
+from tests.support import settings_for, until_closed
+from tests.test_replicas import SERVICE, Replica, ended, free_port, self_signed, state_of
 from worker import events
 from worker.daemon import check_exposure, own_names, serve
 from worker.errors import ConfigurationError
@@ -131,6 +131,16 @@ def test_a_token_needs_no_login_and_is_found_nowhere(tmp_path: Path) -> None:
     assert not [line for line in replica.said if "open to everybody" in line]
     assert TOKEN not in "".join(replica.said)
     assert TOKEN.encode() not in b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("tls", [False, True])
+async def test_who_only_connects_does_not_stay(tmp_path: Path, tls: bool) -> None:
+    settings: dict[str, object] = {"http_idle_seconds": 0.3}
+    if tls:
+        certificate, key = self_signed(tmp_path)
+        settings |= {"tls_certificate": certificate, "tls_key": key}
+    async with served(tmp_path, [], **settings) as (_, url):
+        assert await until_closed(url, b"") == b""
 
 
 # What ends it

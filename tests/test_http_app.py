@@ -18,14 +18,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from tests.support import settings_for
+from tests.support import settings_for, until_closed
 from worker.errors import ConfigurationError, ExportRefusedError, StoreError
+from worker.events import ServiceTrouble
 from worker.http import openapi
 from worker.http.app import Limits, host_name, is_documented, is_own_origin, make_app
 from worker.http.auth import FAILURES, LIFE, MOST_TOKENS, TOKENS, Buckets, Gate, Rate, stale_tokens
 from worker.http.bodies import MAX_DEPTH, parse_body
 from worker.http.ims import login_fields
 from worker.http.problems import ApiError
+from worker.http.server import listening
 from worker.model import Secret
 from worker.registry import Registry
 from worker.secret_box import SecretBox, new_key
@@ -105,7 +107,9 @@ class Service:
 
 
 @asynccontextmanager
-async def serving(folder: Path, *, closed: bool = False, **options: Any) -> AsyncIterator[Service]:
+async def serving(
+    folder: Path, *, closed: bool = False, listen: dict[str, Any] | None = None, **options: Any
+) -> AsyncIterator[Service]:
     store, clock = MemoryStore(), Clock()
     lake = folder / "lake"
     registry = Registry(store, SecretBox(new_key()), settings_for(folder), allow_loopback=True)
@@ -114,17 +118,11 @@ async def serving(folder: Path, *, closed: bool = False, **options: Any) -> Asyn
     seen: list[Event] = []
     wanted: dict[str, Any] = {"readiness": list, "metrics_text": lambda: b"up 1\n", "listener": seen.append, **options}
     app = make_app(registry=registry, store=store, keeper=IdleKeeper(), gate=gate, lake=lake, **wanted)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    host, port = runner.addresses[0][:2]
-    try:
-        async with ClientSession(cookie_jar=DummyCookieJar()) as session:
-            base = f"http://{host}:{port}"
-            yield Service(base, session, store, registry, lake, clock, gate, app, seen)
-    finally:
-        await runner.cleanup()
+    async with (
+        listening(app, "127.0.0.1", 0, listener=seen.append, **{"idle_seconds": 30.0, **(listen or {})}) as base,
+        ClientSession(cookie_jar=DummyCookieJar()) as session,
+    ):
+        yield Service(base, session, store, registry, lake, clock, gate, app, seen)
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -646,6 +644,57 @@ async def test_F143_a_body_that_does_not_come_is_given_up(tmp_path: Path) -> Non
         writer.close()
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
+
+
+@pytest.mark.parametrize("path", [f"{FLOW}/flows", "/not/served"])
+async def test_a_body_that_trickles_ends_with_its_connection(tmp_path: Path, path: str) -> None:
+    async with serving(tmp_path, limits=Limits(body_seconds=0.2), listen={"linger_seconds": 0.2}) as service:
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n{{"
+        answer = await until_closed(service.base, head.encode(), trickle=b" ")
+    assert answer.startswith(b"HTTP/1.1 404 " if path == "/not/served" else b"HTTP/1.1 408 ")
+
+
+# Connections
+
+HEALTHY = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+CLOSE = b"\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("opening", "trickle"),
+    [
+        (b"", b""),
+        (b"GET /healthz HTTP/1.1\r\nHost: local", b""),
+        (b"GET /healthz HTTP/1.1\r\nX-Slow: ", b"x"),
+        (HEALTHY, b""),
+        (HEALTHY + b"GET /", b"x"),
+    ],
+    ids=["silent", "part of a head", "head that trickles", "idle", "second head that trickles"],
+)
+async def test_a_connection_without_a_whole_head_is_closed(tmp_path: Path, opening: bytes, trickle: bytes) -> None:
+    async with serving(tmp_path, listen={"idle_seconds": 0.3}) as service:
+        answer = await until_closed(service.base, opening, trickle)
+    assert answer.count(b"HTTP/1.1 ") == answer.count(b"HTTP/1.1 200 OK") == opening.count(HEALTHY)
+
+
+async def test_connections_beyond_the_limit_are_refused_until_there_is_room(tmp_path: Path) -> None:
+    async with serving(tmp_path, listen={"connections": 2}) as service, contextlib.AsyncExitStack() as stack:
+        held = []
+        for _ in range(2):
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(service.base.rpartition(":")[2]))
+            stack.callback(writer.close)
+            writer.write(HEALTHY)
+            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+            held.append(writer)
+        for _ in range(2):
+            assert (await until_closed(service.base, b"")).startswith(b"HTTP/1.1 503 ")
+        assert service.events == [ServiceTrouble(None, "2 connections are open; more are refused.")]
+        held[0].close()
+        await held[0].wait_closed()
+        async with asyncio.timeout(20):
+            # until the server has seen that one was closed
+            while (await until_closed(service.base, HEALTHY.replace(b"\r\n\r\n", CLOSE))).startswith(b"HTTP/1.1 503 "):
+                continue
 
 
 def test_the_depth_of_a_body_is_limited() -> None:

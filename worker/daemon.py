@@ -10,13 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from aiohttp import web
-
 from worker import events
-from worker.errors import ConfigurationError, ResourceError, place_of
+from worker.errors import ConfigurationError, place_of
 from worker.flow_file import load_flow
 from worker.http.app import make_app
 from worker.http.auth import LOOPBACK_HOSTS, Gate
+from worker.http.server import listening
 from worker.keeper import Keeper
 from worker.memory import keep_memory_small
 from worker.metrics import Metrics
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from worker.settings import Settings
 
 FLOW_FILES = re.compile(r"[^.].*\.(ya?ml|json)")
-SHUTDOWN_SECONDS = 5.0
 
 
 def flow_files(paths: Sequence[Path]) -> list[Path]:
@@ -153,25 +151,16 @@ async def serve(
             listener=told,
             hosts=own_names(settings),
         )
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
-        try:
-            await web.TCPSite(runner, host, port, ssl_context=tls).start()
-        except OSError as error:
-            raise ResourceError(
-                f"The service cannot listen on {host}:{port}: {error.strerror or error}.",
-                advice="Let WORKER_HTTP name another address or port.",
-            ) from error
+        url = await stack.enter_async_context(
+            listening(app, host, port, tls=tls, idle_seconds=settings.http_idle_seconds, listener=told)
+        )
         watched = [
             asyncio.create_task(metrics.watch_loop(), name="the watch over the event loop"),
             asyncio.create_task(keeper.watch(), name="the scheduler"),
         ]
         stack.push_async_callback(_cancelled, watched)
         await stack.enter_async_context(keeper)
-        bound = runner.addresses[0]
-        shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
-        on_ready(f"{'https' if tls else 'http'}://{shown}:{bound[1]}")
+        on_ready(url)
         await _until_one_ends(watched, told)
 
 

@@ -207,6 +207,7 @@ class Settings:
     log_level: LogLevel
     log_format: LogFormat
     http: tuple[str, int]
+    http_idle_seconds: float
     tick_seconds: float
     lease_seconds: float
     flows_at_once: int
@@ -317,6 +318,13 @@ SETTINGS: Final = (
         _choice("auto", "json", "console"),
     ),
     Setting("WORKER_HTTP", "127.0.0.1:8080", "host:port", "where the service listens", _address),
+    Setting(
+        "WORKER_HTTP_IDLE_SECONDS",
+        "30",
+        "seconds",
+        "after which a connection is closed that has not sent a whole request; a proxy in front should let go sooner",
+        _seconds,
+    ),
     Setting("WORKER_TICK_SECONDS", "5", "seconds", "between two looks at what is due", _seconds),
     Setting(
         "WORKER_LEASE_SECONDS",

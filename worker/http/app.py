@@ -57,7 +57,6 @@ CALLER: Final = web.RequestKey("caller", Caller)
 _OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/ims/token/v2", "/ims/token/v3"})
 _PROBES: Final = frozenset({"/healthz", "/readyz"})
 _READINESS_SECONDS: Final = 5.0
-_IDLE_SECONDS: Final = 75.0
 _LARGE_BODY_BYTES: Final = 1 << 16
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9.-]+)(?::[0-9]{1,5})?")
@@ -162,7 +161,7 @@ def make_app(
             _read(limits),
         ],
         # a body that is compressed is refused, so it is not inflated either
-        handler_args={"auto_decompress": False, "keepalive_timeout": _IDLE_SECONDS},
+        handler_args={"auto_decompress": False},
     )
     served = [
         *_own_routes(readiness, metrics_text),
