@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -167,6 +168,14 @@ def as_new(decoder: Decoder) -> Decoder:
     decoder._json.clear()
     decoder._block_relations = decoder._bound(decoder._block.path)
     return decoder
+
+
+@pytest.fixture(scope="module")
+def telling() -> Iterator[Decoder]:
+    """A decoder that tells for all columns what JSON the texts were."""
+    decoder = Decoder(WANTED, max_line_bytes=MAX_LINE_BYTES, max_raw_bytes=MAX_RAW_BYTES, kinds_of=WANTED)
+    yield decoder
+    decoder.close()
 
 
 class Outcome(NamedTuple):
@@ -1122,6 +1131,46 @@ def test_F031_F033_F034_the_texts_are_what_the_lines_say(decoder: Decoder, seed:
     for line in [writer.event() for _ in range(12)]:
         outcome = outcomes(decoder, [block(line)])[0]
         assert agree(outcome, line, decoder.paths), (outcome, line)
+
+
+@settings(QUIET, max_examples=15)
+@given(seed=SEEDS)
+def test_the_kinds_are_those_of_the_lines(telling: Decoder, decoder: Decoder, folder: Path, seed: int) -> None:
+    writer = Writer(seed)
+    lines = [writer.line() for _ in range(20)]
+    assert outcomes(telling, [block(*lines)]) == outcomes(decoder, [block(*lines)])
+    piece = piece_of(folder, *lines)
+    parts = [telling.decode(block(*lines))]
+    with contextlib.suppress(NotPlainError):
+        if piece.plain:
+            parts = [*telling.decode_piece(piece)]
+    first = 0
+    for part in parts:
+        columns = [(column, kinds) for column, kinds in zip(part.texts, part.kinds, strict=True) if kinds is not None]
+        assert len(columns) == len(WANTED)
+        for number, row in enumerate(part.rows.tolist()):
+            values = reference(lines[first + row], telling.paths).values
+            if values is None:
+                continue  # read leniently: what it holds is no strict JSON
+            for (_, kinds), value in zip(columns, values, strict=False):
+                assert chr(kinds[number]) in starts_of(value), (lines[first + row], value)
+        first += part.lines
+
+
+def starts_of(value: Any) -> str:
+    """The characters with which the JSON of such a value may start."""
+    match value:
+        case None:
+            return "\0"
+        case bool():
+            return str(value)[0].lower()
+        case Number():
+            return "-0123456789"
+        case str():
+            return '"'
+        case dict():
+            return "{"
+    return "["
 
 
 @settings(QUIET, max_examples=10)

@@ -36,7 +36,7 @@ import pyarrow.compute as pc
 from worker.mixpanel.body import Block, OversizedLine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
+    from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -92,8 +92,9 @@ class LineReject(NamedTuple):
 class Decoded:
     """Some lines, decoded.
 
-    `texts[i]` belongs to the decoder's `paths[i]` and has one value an *event*; `rows` gives each event's line,
-    counted from 0. `lines` counts all lines, `blank` those without a character. `keys` holds 128 bits of Mixpanel's key
+    `texts[i]` belongs to the decoder's `paths[i]` and has one value an *event*; `kinds[i]` has the first byte of each
+    value's JSON, 0 for null, where kinds were asked for, else it is None. `rows` gives each event's line, counted from
+    0. `lines` counts all lines, `blank` those without a character. `keys` holds 128 bits of Mixpanel's key
     (0 for an event without `$insert_id`), `processed` its `mp_processing_time_ms` (-1 when there is none).
 
     `raw` gives the lines themselves; to be called before more is decoded.
@@ -103,6 +104,7 @@ class Decoded:
     blank: int
     rows: NDArray[np.int64]
     texts: list[pa.StringArray]
+    kinds: list[NDArray[np.uint8] | None]
     rejects: list[LineReject]
     keys: NDArray[np.uint64]
     processed: NDArray[np.int64]
@@ -141,11 +143,15 @@ class _KindsChanged(Exception):  # noqa: N818 - an answer, not an error of the p
 class Decoder:
     """Decodes lines for one set of paths. Not for use by two threads at once: each thread has its own.
 
-    `paths`: what `Decoded.texts` gives, in this order: those asked for, then KEY_PATHS and PROCESSED.
+    `paths`: what `Decoded.texts` gives, in this order: those asked for, then KEY_PATHS and PROCESSED. `kinds_of`: those
+    of which it must be told what JSON the texts were.
     """
 
-    def __init__(self, wanted: Sequence[Path], *, max_line_bytes: int, max_raw_bytes: int) -> None:
+    def __init__(
+        self, wanted: Sequence[Path], *, max_line_bytes: int, max_raw_bytes: int, kinds_of: Collection[Path] = ()
+    ) -> None:
         self.paths: tuple[Path, ...] = tuple(dict.fromkeys((*wanted, *KEY_PATHS, PROCESSED)))
+        self._with_kinds = [path in kinds_of for path in self.paths]
         self._event = self.paths.index(EVENT)
         self._keys = [self.paths.index(path) for path in KEY_PATHS]
         self._max_line_bytes = max_line_bytes
@@ -165,7 +171,7 @@ class Decoder:
         self._layers = _layers(self.paths)
         # rows of several streams are read side by side, and a connection has one
         self._cursors = [self._connection.cursor() for _ in self._layers]
-        self._json: set[int] = set()
+        self._json: set[int] = set(np.flatnonzero(self._with_kinds).tolist())
         """The columns that are read as JSON, by position in `paths`; the others are read as text."""
         # binding takes as long as reading some thousand lines, and a block may be halved many times
         self._block_relations = self._bound(self._block.path)
@@ -272,11 +278,14 @@ class Decoder:
             raise _KindsChanged
         doubtful = np.zeros(len(rows), dtype=bool)
         texts: list[pa.StringArray] = []
+        kinds: list[NDArray[np.uint8] | None] = [None] * len(self.paths)
         for index, path in enumerate(self.paths):
             text: Any = batch.column(index)
             if index in self._json:
                 column = text
                 text, kind = _unquoted(column)
+                if self._with_kinds[index]:
+                    kinds[index] = kind
                 if index == self._event:
                     doubtful |= kind != QUOTE
                 else:
@@ -289,8 +298,9 @@ class Decoder:
             careful.lines.extend(rows[doubtful].tolist())
             sure = pa.array(~doubtful)
             texts = [text.filter(sure) for text in texts]
+            kinds = [None if kind is None else kind[~doubtful] for kind in kinds]
             rows, keys = rows[~doubtful], keys[~doubtful]
-        return _Part(rows, texts, keys)
+        return _Part(rows, texts, kinds, keys)
 
     def _sift(self, lines: _Lines, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which of these lines are JSON objects with an object, or nothing, under `properties`."""
@@ -384,6 +394,9 @@ class Decoder:
         keys[np.asarray(without)] = 0
         return keys
 
+    def _wanted_kinds(self, kinds: Callable[[int], NDArray[np.uint8]]) -> list[NDArray[np.uint8] | None]:
+        return [kinds(index) if wanted else None for index, wanted in enumerate(self._with_kinds)]
+
     def _read_exactly(self, line: int, raw: bytes, careful: _Careful) -> None:
         if not raw.strip():
             careful.blank += 1
@@ -409,12 +422,17 @@ class Decoder:
                 pa.array([found.texts[index] for found in careful.found], type=pa.string())
                 for index in range(len(self.paths))
             ]
-            parts = [*parts, _Part(np.array(careful.rows, dtype=np.int64), exact, self._keys_of(exact, None))]
+            kinds = self._wanted_kinds(
+                lambda index: np.array([found.kinds[index] for found in careful.found], dtype=np.uint8)
+            )
+            parts = [*parts, _Part(np.array(careful.rows, dtype=np.int64), exact, kinds, self._keys_of(exact, None))]
         if not parts:
             nothing = pa.array([], type=pa.string())
-            parts = [_Part(np.zeros(0, dtype=np.int64), [nothing] * len(self.paths), np.zeros((0, 2), dtype=np.uint64))]
+            kinds = self._wanted_kinds(lambda _: np.zeros(0, dtype=np.uint8))
+            keys = np.zeros((0, 2), dtype=np.uint64)
+            parts = [_Part(np.zeros(0, dtype=np.int64), [nothing] * len(self.paths), kinds, keys)]
         if len(parts) == 1:
-            rows, texts, keys = parts[0]
+            rows, texts, kinds, keys = parts[0]
         else:
             order = np.argsort(np.concatenate([part.rows for part in parts]), kind="stable")
             rows = np.concatenate([part.rows for part in parts])[order]
@@ -423,6 +441,7 @@ class Decoder:
             texts = [
                 pa.concat_arrays([part.texts[index] for part in parts]).take(at) for index in range(len(self.paths))
             ]
+            kinds = self._wanted_kinds(lambda index: np.concatenate([part.kinds[index] for part in parts])[order])
         rejects = sorted(careful.rejects)
         duplicates = [exact.duplicate_key for exact in careful.found if exact.duplicate_key is not None]
         return Decoded(
@@ -430,6 +449,7 @@ class Decoder:
             blank=careful.blank,
             rows=rows,
             texts=texts,
+            kinds=kinds,
             rejects=rejects,
             keys=keys,
             processed=_milliseconds(texts[self.paths.index(PROCESSED)]),
@@ -441,10 +461,11 @@ class Decoder:
 
 
 class _Part(NamedTuple):
-    """Some events: their lines, their texts by path, the two hashes of their keys."""
+    """Some events: their lines, their texts and kinds by path, the two hashes of their keys."""
 
     rows: NDArray[np.int64]
     texts: list[pa.StringArray]
+    kinds: list[NDArray[np.uint8] | None]
     keys: NDArray[np.uint64]
 
 
@@ -576,9 +597,10 @@ class _BlockFile:
 
 
 class Exact(NamedTuple):
-    """One event: its texts by path, and a wanted key that an object had twice."""
+    """One event: its texts by path, the first byte of each value's JSON, and a wanted key that an object had twice."""
 
     texts: list[str | None]
+    kinds: list[int]
     duplicate_key: str | None
 
 
@@ -615,7 +637,9 @@ def read_exactly(line: bytes, paths: Sequence[Path]) -> Exact:
         raise NotAnEvent("properties is not an object.")
     found = [_at(value, path) for path in paths]
     wanted = {path[:length] for path in paths for length in range(1, len(path) + 1)}
-    return Exact([_text(item) for item in found], _twice(value, (), wanted))
+    texts = [_text(item) for item in found]
+    kinds = [_kind(item, text) for item, text in zip(found, texts, strict=True)]
+    return Exact(texts, kinds, _twice(value, (), wanted))
 
 
 def _loads(line: bytes) -> Any:  # noqa: ANN401 - any JSON
@@ -713,6 +737,12 @@ def _text(value: Any) -> str | None:  # noqa: ANN401 - any JSON
     if isinstance(value, str):
         return str(value)
     return _json_text(value)
+
+
+def _kind(value: Any, text: str | None) -> int:  # noqa: ANN401 - any JSON
+    if text is None:
+        return 0
+    return QUOTE if isinstance(value, str) and not isinstance(value, _Number) else ord(text[0])
 
 
 def _json_text(value: Any) -> str:  # noqa: ANN401 - any JSON

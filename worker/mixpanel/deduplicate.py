@@ -133,4 +133,5 @@ def _places_of(values: NDArray[np.uint64], ordered: NDArray[np.uint64]) -> NDArr
     maybe[ordered & low] = True
     places = np.flatnonzero(maybe[values & low])
     values = values[places]
-    return places[ordered[np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)] == values]
+    found: NDArray[np.int64] = places[ordered[np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)] == values]
+    return found
