@@ -402,6 +402,24 @@ class Items:
             pa.concat_arrays(names) if names else None,
         )
 
+    @classmethod
+    def side_by_side(cls, parts: Sequence[Items]) -> Items:
+        """In each row the items of all parts, one part after another; null where one of them is. At least one part."""
+        valid = all_of((part.valid for part in parts), len(parts[0]))
+        parts = [part.where(valid) for part in parts]
+        lengths = np.sum([part.lengths for part in parts], axis=0)
+        starts = np.cumsum(lengths) - lengths
+        # where each item goes, in the order in which `concat` has them
+        targets = []
+        for part in parts:
+            targets.append(np.repeat(starts, part.lengths) + part.places)
+            starts = starts + part.lengths
+        at = np.empty(int(lengths.sum()), dtype=np.int64)
+        at[np.concatenate(targets)] = np.arange(len(at))
+        names = [part.keys for part in parts if part.keys is not None]
+        keys = pa.concat_arrays(names).take(pa.array(at)) if names else None
+        return cls.of_lengths(lengths, Values.concat([part.values for part in parts]).take(at), valid=valid, keys=keys)
+
     @property
     def null_count(self) -> int:
         return int(len(self.valid) - np.count_nonzero(self.valid))
@@ -438,6 +456,8 @@ class Items:
         return Items.of_lengths(lengths, self.values.take(inner), valid=valid, keys=keys)
 
     def where(self, mask: Mask) -> Items:
+        if mask.all():
+            return self
         return self.take(np.where(mask, np.arange(len(self)), -1))
 
     def select(self, chosen: Mask) -> Items:
@@ -468,10 +488,7 @@ class Items:
 
     def without_older(self) -> Items:
         """Of equal keys in an object only the last one, in the place of the first."""
-        if not len(self.values):
-            return self
-        keys = pc.dictionary_encode(self._keys)
-        codes = self.rows * len(keys.dictionary) + np.asarray(keys.indices).astype(np.int64)
+        codes = self._codes()
         _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
         if len(first) == len(codes):
             return self
@@ -484,13 +501,27 @@ class Items:
             lengths, self.values.take(at), valid=self.valid, keys=self._keys.take(pa.array(first[order]))
         )
 
+    def without_newer(self) -> Items:
+        """Of equal keys in an object only the first one."""
+        codes = self._codes()
+        _, first = np.unique(codes, return_index=True)
+        if len(first) == len(codes):
+            return self
+        chosen = np.zeros(len(codes), dtype=bool)
+        chosen[first] = True
+        return self.select(chosen)
+
     def to_json(self) -> Texts:
         items = self.without_older() if self.keys is not None else self
-        texts: Any = pc.coalesce(items.values.to_json(), "null")
-        if items.keys is not None:
-            texts = pc.binary_join_element_wise(_quote(items.keys), texts, ":")
-        lists = pa.ListArray.from_arrays(pa.array(items.offsets, pa.int32()), texts)
-        opening, closing = ("[", "]") if items.keys is None else ("{", "}")
+        return items.written(items.values.to_json())
+
+    def written(self, texts: Texts) -> Texts:
+        """The JSON of each row when that of its items is `texts`, null for null."""
+        texts = pc.coalesce(texts, "null")
+        if self.keys is not None:
+            texts = pc.binary_join_element_wise(_quote(self.keys), texts, ":")
+        lists = pa.ListArray.from_arrays(pa.array(self.offsets, pa.int32()), texts)
+        opening, closing = ("[", "]") if self.keys is None else ("{", "}")
         joined = pc.binary_join_element_wise(opening, pc.binary_join(lists, ","), closing, "")
         return _where(joined, self.valid)
 
@@ -498,6 +529,11 @@ class Items:
     def _keys(self) -> Texts:
         assert self.keys is not None
         return self.keys
+
+    def _codes(self) -> Positions:
+        """A number for each member, the same for members of one object that have the same key."""
+        keys = pc.dictionary_encode(self._keys)
+        return self.rows * len(keys.dictionary) + np.asarray(keys.indices).astype(np.int64)
 
     def _last(self, chosen: Mask) -> Positions:
         """The last chosen item of each row, -1 where there is none."""
