@@ -20,6 +20,7 @@ them null. Such a row's field is null in the end, whatever the expression goes o
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -43,6 +44,9 @@ Returns = Literal["string", "integer", "double", "boolean", "date", "array", "ob
 
 MAX_TEXT_CHARACTERS = 1 << 20
 """No function makes a longer string: Mixpanel's events have at most 1 MB."""
+
+MAX_ITEMS = 1 << 20
+"""No function makes an array or an object of more."""
 
 TRUE_TEXTS = pa.array(["true", "TRUE", "y", "Y", "yes", "YES", "on", "ON"])
 FALSE_TEXTS = pa.array(["false", "FALSE", "n", "N", "no", "NO", "off", "OFF"])
@@ -156,8 +160,10 @@ def function(
 class Call:
     """One evaluation of an expression over a block of rows, as its functions see it."""
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, moment: datetime | None = None) -> None:
+        """`moment`, aware, is what `now()` gives; by default it is now."""
         self.rows = rows
+        self.moment = moment or datetime.now(UTC)
         self.active: Mask = np.ones(rows, dtype=bool)
         """The rows for which the branch that is being evaluated counts."""
         self._reason = np.full(rows, -1, dtype=np.int64)
