@@ -147,6 +147,7 @@ class Place:
             "WORKER_SPOOL": str(folder / "spool"),
             "WORKER_EXPORTS_PER_HOUR": "1000000",
             "WORKER_EXPORTS_PER_SECOND": "1000000",
+            "WORKER_LEASE_SECONDS": "0.5",
         }
 
     def put(self, version: str, days: tuple[date, ...] = THREE, count: int = EVENTS) -> None:
@@ -244,6 +245,45 @@ def test_f70_f71_kill_at_random_moments(place: Place) -> None:
     assert records <= {"success", "failed"}
     assert record["metrics"]["recordSummary"]["outputRecordCount"] == 3 * EVENTS
     print(f"after the kills: {dict(outcomes)}")  # shown by pytest -s
+
+
+def test_who_finds_its_flow_in_the_hands_of_another_process_says_so(place: Place) -> None:
+    place.put("new")
+    place.simulator.fault("stall", day=FIRST)
+    with place.started() as process:
+        place.server.wait_for_requests(1, timeout_seconds=60)
+        with place.started("--json") as other:
+            output, errors = other.communicate(timeout=60)
+        assert other.returncode == 1
+        assert json.loads(output)["items"] == []
+        awaited, last = errors.splitlines()
+        assert f"process {process.pid} on " in json.loads(awaited)["holder"]
+        assert last.startswith(f"Error: Flow: It is being run by run --once, process {process.pid} on ")
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    with place.started() as process:
+        # it was given back, so nobody waits
+        assert "flow_awaited" not in "".join(wait_for_line(process, "run_started"))
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert place.days() == {day: rows_of(day, "new", EVENTS) for day in THREE}
+
+
+def test_f70_who_comes_after_one_that_was_killed_says_for_whom_it_waits(place: Place) -> None:
+    place.put("new")
+    place.simulator.fault("stall", day=FIRST)
+    lease = {"WORKER_LEASE_SECONDS": "5"}
+    with place.started(**lease) as killed:
+        place.server.wait_for_requests(1, timeout_seconds=60)
+        killed.kill()
+    with place.started(**lease) as process:
+        awaited = json.loads(wait_for_line(process, "flow_awaited")[-1])
+        assert (awaited["level"], awaited["flow_name"]) == ("warning", "Flow")
+        assert f"process {killed.pid} on " in awaited["holder"]
+        assert 0 < awaited["seconds"] <= 5
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert place.days() == {day: rows_of(day, "new", EVENTS) for day in THREE}
 
 
 def test_f87_sweep_of_the_spool_takes_only_folders_of_dead_processes(tmp_path: Path) -> None:

@@ -48,28 +48,29 @@ class Replica:
         self.said: list[str] = []
         self.url = ""
         self._changed = threading.Condition()
+        self.environ = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("WORKER_")},
+            "PYTHONPATH": str(Path(__file__).parent.parent),
+            "WORKER_STATE": state,
+            "WORKER_LAKE": str(folder / "lake"),
+            "WORKER_SPOOL": str(folder / "spool"),
+            "WORKER_KEY_FILE": str(folder / "key"),
+            "WORKER_HTTP": f"127.0.0.1:{free_port()}",
+            "WORKER_EXPORTS_PER_HOUR": "1000000",
+            "WORKER_EXPORTS_PER_SECOND": "1000000",
+            "WORKER_RETRY_WAIT_MAX_SECONDS": "0.05",
+            "WORKER_TICK_SECONDS": "0.2",
+            "WORKER_LEASE_SECONDS": "2",
+            "MIXPANEL_HOST": mixpanel,
+            "MIXPANEL_PASSWORD": PASSWORD,
+            **environ,
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-m", "worker", "run", *paths],
             cwd=folder,
             text=True,
             stderr=subprocess.PIPE,
-            env={
-                **{name: value for name, value in os.environ.items() if not name.startswith("WORKER_")},
-                "PYTHONPATH": str(Path(__file__).parent.parent),
-                "WORKER_STATE": state,
-                "WORKER_LAKE": str(folder / "lake"),
-                "WORKER_SPOOL": str(folder / "spool"),
-                "WORKER_KEY_FILE": str(folder / "key"),
-                "WORKER_HTTP": f"127.0.0.1:{free_port()}",
-                "WORKER_EXPORTS_PER_HOUR": "1000000",
-                "WORKER_EXPORTS_PER_SECOND": "1000000",
-                "WORKER_RETRY_WAIT_MAX_SECONDS": "0.05",
-                "WORKER_TICK_SECONDS": "0.2",
-                "WORKER_LEASE_SECONDS": "2",
-                "MIXPANEL_HOST": mixpanel,
-                "MIXPANEL_PASSWORD": PASSWORD,
-                **environ,
-            },
+            env=self.environ,
         )
         self._listening = threading.Thread(target=self._listen)
         self._listening.start()
@@ -265,6 +266,30 @@ def test_SIGTERM_ends_a_run_in_order_and_the_next_process_goes_on(tmp_path: Path
     assert {day: rows for day, rows in lake_rows(tmp_path / "lake" / "events").items() if rows} == {
         day: rows_of(day, "v1") for day in DAYS
     }
+
+
+def test_a_single_run_leaves_a_flow_alone_that_the_service_runs(tmp_path: Path, mixpanel: SimulatorThread) -> None:
+    write_flow(tmp_path)
+    mixpanel.simulator.fault("stall")
+    replica = Replica(tmp_path, state_of(tmp_path), mixpanel.base_url, "flows")
+    with ended(replica):
+        flow = replica.ready().ask(f"{SERVICE}/flows")["items"][0]["id"]
+        replica.ask(f"{SERVICE}/runs", {"flowId": flow, "status": "active"})
+        mixpanel.wait_for_requests(1, timeout_seconds=GENEROUS_SECONDS)
+        single = subprocess.run(
+            [sys.executable, "-m", "worker", "run", "flows/events.json", "--once"],
+            cwd=tmp_path,
+            env=replica.environ,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=GENEROUS_SECONDS,
+        )
+        assert replica.end(signal.SIGTERM) == 0
+    assert (single.returncode, single.stdout) == (1, "")
+    *_, last = single.stderr.splitlines()
+    assert last.startswith(f"Error: Flow: It is being run by the service, process {replica.process.pid} on "), last
+    assert "Traceback" not in single.stderr
 
 
 @pytest.mark.parametrize(

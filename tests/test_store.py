@@ -18,7 +18,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule,
 from tests.test_store_postgres import postgres_server, postgres_state
 from worker.errors import EtagConflictError, ObjectExistsError, ObjectMissingError, StoreError
 from worker.model import Issue, Load, LoadRecord, LoadState, Receipt, Run, RunState, Secret, Tally
-from worker.store import MemoryStore, RunQuery, Store, StoredFlow, StoredObject, open_store
+from worker.store import Lease, MemoryStore, RunQuery, Store, StoredFlow, StoredObject, open_store
 from worker.store.base import CLOCK_TOLERANCE, SECOND
 from worker.store.documents import decode_receipt, decode_run, encode
 
@@ -430,6 +430,20 @@ def test_a_lease_is_held_by_one_until_it_runs_out_or_is_given_back(store: Store)
     assert not store.take_lease("flow", "one", NOW + timedelta(seconds=30), 30)
     store.release_lease("flow", "other")
     assert store.take_lease("flow", "one", NOW + timedelta(seconds=30), 30)
+
+
+def test_a_lease_names_its_holder_until_it_is_given_back(store: Store) -> None:
+    assert store.lease("flow") is None
+    store.take_lease("flow", "one", NOW, 30)
+    held = Lease("one", NOW + timedelta(seconds=30))
+    assert store.lease("flow") == held
+    store.take_lease("flow", "other", NOW + timedelta(seconds=29), 30)
+    store.release_lease("flow", "other")
+    assert store.lease("flow") == held
+    assert store.take_lease("flow", "other", NOW + timedelta(minutes=1), 30)
+    assert store.lease("flow") == Lease("other", NOW + timedelta(minutes=1, seconds=30))
+    store.release_lease("flow", "other")
+    assert store.lease("flow") is None
 
 
 def test_a_lease_is_renewed_by_its_holder_and_may_be_shortened(store: Store) -> None:
@@ -898,6 +912,7 @@ class Twins(RuleBasedStateMachine):
     @rule(name=flow_ids, holder=st.sampled_from(["one", "other"]), seconds=st.sampled_from([0.5, 30, 7000]))
     def take_lease(self, name: str, holder: str, seconds: float) -> None:
         self.both(lambda store: store.take_lease(name, holder, self.now, seconds))
+        self.both(lambda store: store.lease(name))
 
     @rule(name=flow_ids, holder=st.sampled_from(["one", "other"]))
     def release_lease(self, name: str, holder: str) -> None:

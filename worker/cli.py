@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import sys
-import time
 from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
@@ -20,8 +19,9 @@ from worker.errors import ConfigurationError, WorkerError
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator, Sequence
 
+    from worker.errors import FlowBusyError
     from worker.events import Listener
-    from worker.model import Run
+    from worker.model import Flow, Run
     from worker.service import Planned, PreparedFlow
     from worker.settings import Settings
 
@@ -200,8 +200,8 @@ def run(
 
     With --once and without --from and --to: the days since the flow's last complete day, today included, and the
     lookback before it. A day is replaced as a whole, so any day may be run again. Exit codes: 0 every day committed,
-    1 a run failed, 2 the command or a flow file is wrong and nothing was started, 130 and 143 interrupted by Ctrl-C
-    and SIGTERM; 0 for a service that SIGTERM has ended.
+    1 a run failed or another process works on its flow, 2 the command or a flow file is wrong and nothing was started,
+    130 and 143 interrupted by Ctrl-C and SIGTERM; 0 for a service that SIGTERM has ended.
     """
     settings = _settings(lake, state, WORKER_HTTP=http)
     if not once:
@@ -223,19 +223,27 @@ def run(
         if plan.not_begun is not None:
             _say(f"Left out: {plan.not_begun[0]} to {plan.not_begun[1]}, which have not begun.")
 
-    started = time.monotonic()
+    busy: list[str] = []
+
+    def on_busy(flow: Flow, error: FlowBusyError) -> None:
+        busy.append(f"Error: {flow.name}: {error}")
+
     with _listening(settings) as shown, _measuring(metrics_file, shown) as listener:
         runs = _run_interruptibly(
-            run_once(prepared, settings, listener, first=first_day, last=last_day, on_planned=on_planned)
+            run_once(
+                prepared, settings, listener, first=first_day, last=last_day, on_planned=on_planned, on_busy=on_busy
+            )
         )
     if as_json:
         _print_json_runs(runs)
     else:
         for record in runs:
-            _print_run(record, settings, time.monotonic() - started if len(runs) == 1 else None)
+            _print_run(record, settings)
     for record in failed_runs(runs):
         _say(f"Error: {record.flow_name}: {record.error_message}")
-    if failed_runs(runs):
+    for text in busy:
+        _say(text)
+    if failed_runs(runs) or busy:
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -303,10 +311,9 @@ def _print_json_runs(runs: Sequence[Run]) -> None:
     sys.stdout.write(orjson.dumps(runs_document(runs), option=orjson.OPT_INDENT_2).decode() + "\n")
 
 
-def _print_run(run: Run, settings: Settings, seconds: float | None) -> None:
+def _print_run(run: Run, settings: Settings) -> None:
     tally = run.tally
-    end = run.completed_at or run.started_at
-    seconds = seconds if seconds is not None else (end - run.started_at).total_seconds()
+    seconds = ((run.completed_at or run.started_at) - run.started_at).total_seconds()
     days = (run.last_day - run.first_day).days + 1
     rows = [
         ("run", f"{run.id}  {run.state}"),

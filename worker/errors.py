@@ -19,6 +19,7 @@ WorkerError
 │   ├── ObjectMissingError    or it is not
 │   └── EtagConflictError     or somebody else has changed it
 ├── ResourceError             disk or memory is not enough
+├── FlowBusyError             another process works on the flow
 └── InterruptedRunError       Ctrl-C or SIGTERM
 """
 
@@ -167,6 +168,12 @@ class ResourceError(WorkerError):
     """The machine has too little disk or memory."""
 
     code = "RESOURCE-1000-507"
+
+
+class FlowBusyError(WorkerError):
+    """Another process works on the flow, so this one does not."""
+
+    code = "WORKER-1002-409"
 
 
 class InterruptedRunError(WorkerError):

@@ -121,6 +121,16 @@ class DayLeftOut:
 
 
 @dataclass(frozen=True, slots=True)
+class FlowAwaited:
+    """Another process has the flow, for so many seconds; then it is taken over, unless that one still works on it."""
+
+    flow_id: str
+    flow_name: str
+    holder: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceTrouble:
     """Something of the long-running service failed and is tried again by itself; no run knows of it."""
 
@@ -144,6 +154,7 @@ Event = (
     | DayFailed
     | DayRecovered
     | DayLeftOut
+    | FlowAwaited
     | ServiceTrouble
 )
 Listener = Callable[[Event], None]

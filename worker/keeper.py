@@ -8,7 +8,6 @@ the target refuses its generation.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from dataclasses import replace
 from datetime import UTC, date, datetime
@@ -19,7 +18,8 @@ from uuid import uuid4
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from worker import events
-from worker.errors import ConfigurationError, ExportRefusedError, StoreError, WorkerError, place_of
+from worker.errors import ConfigurationError, ExportRefusedError, WorkerError, place_of
+from worker.lease import FlowLease, holder_name
 from worker.mixpanel.calendar import calendar_zone, day_bounds, today
 from worker.model import Run, RunState
 from worker.pipeline import Pipeline
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from worker.sinks.base import Sink
     from worker.store import Store
 
-LEASE_MARGIN = 1 / 6
-"""The share of a lease at its end in which a replica that could not renew it stops its work."""
 MOST_PROJECTS = 100
 """Of so many projects the quota is told."""
 RUNS_A_LOOK = 100
@@ -103,7 +101,7 @@ class Keeper:
         self._listener = listener
         self._clock = clock
         self._sink_of = sink_of or (lambda flow: open_sink(flow.target.format, str(settings.lake)))
-        self._holder = str(uuid4())
+        self._holder = holder_name("the service")
         self._running: dict[str, asyncio.Task[None]] = {}
         self._newest: dict[str, Run] = {}
         self._complete: dict[str, tuple[str, datetime]] = {}
@@ -366,44 +364,18 @@ class Keeper:
 
     async def _run_leased(self, flow_id: str, run_id: str | None, request: Mapping[str, Any]) -> None:
         """Run the flow for as long as this replica has its lease."""
-        lease = f"flow:{flow_id}"
-        seconds = self._settings.lease_seconds
         try:
-            if not await self._hold(lease):
-                return
-            work = asyncio.create_task(self._run(flow_id, run_id, request))
-            # by the clock that no one sets, and a little before another replica may take over
-            loop = asyncio.get_running_loop()
-            held_until = loop.time() + seconds * (1 - LEASE_MARGIN)
-            try:
-                while not (await asyncio.wait({work}, timeout=seconds / 3))[0]:
-                    asked_at = loop.time()
-                    try:
-                        held = await self._hold(lease)
-                    except StoreError:
-                        held = loop.time() < held_until
-                    else:
-                        held_until = asked_at + seconds * (1 - LEASE_MARGIN)
-                    if not held:
-                        self._listener(events.ServiceTrouble(flow_id, "Another replica has taken the flow over."))
-                        break
-            finally:
-                work.cancel()
-                await asyncio.gather(work, return_exceptions=True)
-                with contextlib.suppress(StoreError):
-                    await to_end(asyncio.to_thread(self._store.release_lease, lease, self._holder))
-            work.result()
+            async with FlowLease(
+                self._store, flow_id, self._holder, self._settings.lease_seconds, self._clock
+            ) as lease:
+                if await lease.take():
+                    await lease.keep_while(self._run(flow_id, run_id, request))
         except asyncio.CancelledError:
             raise
         except WorkerError as error:
             self._listener(events.ServiceTrouble(flow_id, str(error)))
         except Exception as error:  # noqa: BLE001 - the other flows go on
             self._listener(events.ServiceTrouble(flow_id, f"The run met what nobody foresaw: {place_of(error)}"))
-
-    async def _hold(self, lease: str) -> bool:
-        return await asyncio.to_thread(
-            self._store.take_lease, lease, self._holder, self._clock(), self._settings.lease_seconds
-        )
 
     async def _run(self, flow_id: str, run_id: str | None, request: Mapping[str, Any]) -> None:
         try:

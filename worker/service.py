@@ -10,8 +10,10 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from worker.errors import ConfigurationError, DayNotBegunError, ExportBrokenError
+from worker import events
+from worker.errors import ConfigurationError, DayNotBegunError, ExportBrokenError, FlowBusyError
 from worker.flow_file import load_flow
+from worker.lease import FlowLease, holder_name
 from worker.mapping.mapper import compile_mapper
 from worker.mapping.mapping_set import load_mapping_set, parse_mapping_set
 from worker.mixpanel.calendar import calendar_zone, day_bounds, today
@@ -119,38 +121,65 @@ async def run_once(
     first: date | None = None,
     last: date | None = None,
     on_planned: Callable[[Planned], None] = lambda planned: None,
+    on_busy: Callable[[Flow, FlowBusyError], None],
     clock: Callable[[], datetime] = now_utc,
 ) -> list[Run]:
     """Run each flow once and give the records. Raises ConfigurationError before anything is started.
 
-    A run that fails does not keep the next flow from running. When this is cancelled, the run under way ends in order.
+    A run that fails does not keep the next flow from running, nor does a flow that another process works on, which
+    `on_busy` is told. When this is cancelled, the run under way ends in order.
     """
     from worker.memory import keep_memory_small
     from worker.mixpanel.export import MixpanelExports
-    from worker.pipeline import Pipeline
-    from worker.sinks import open_sink
     from worker.store import open_store
 
     _check_datasets(prepared)
     keep_memory_small()
+    holder = holder_name("run --once")
     runs: list[Run] = []
     async with AsyncExitStack() as stack:
         store = stack.enter_context(await asyncio.to_thread(open_store, settings.state))
-        planned = [plan_run(one, store, first, last, clock()) for one in prepared]
-        _check_begun(planned, clock())
+        _check_begun([plan_run(one, store, first, last, clock()) for one in prepared], clock())
         own = replace(settings, spool=stack.enter_context(own_spool(settings.spool)))
         exports = await stack.enter_async_context(MixpanelExports(own))
-        for plan in planned:
-            on_planned(plan)
-            if plan.request is None:
-                continue
-            flow = plan.prepared.flow
-            await to_end(asyncio.to_thread(store.save_flow, flow.id, flow.name, plan.prepared.definition))
-            sink = open_sink(flow.target.format, str(own.lake))
-            paced = PacedExports(exports, own, store, listener, flow.id, clock)
-            with Pipeline(own, paced, listener) as pipeline:
-                runs.append(await Runner(own, store, sink, pipeline, listener, clock).run(plan.request))
+        for one in prepared:
+            flow = one.flow
+
+            def tell_wait(holder: str, seconds: float, flow: Flow = flow) -> None:
+                listener(events.FlowAwaited(flow.id, flow.name, holder, seconds))
+
+            async with FlowLease(store, flow.id, holder, own.lease_seconds, clock) as lease:
+                try:
+                    await lease.take_over(tell_wait)
+                    # only now, for another process may have loaded some of the days
+                    plan = plan_run(one, store, first, last, clock())
+                    on_planned(plan)
+                    if plan.request is not None:
+                        work = _run_planned(one, plan.request, own, store, exports, listener, clock)
+                        runs.append(await lease.keep_while(work))
+                except FlowBusyError as error:
+                    on_busy(flow, error)
     return runs
+
+
+async def _run_planned(
+    prepared: PreparedFlow,
+    request: RunRequest,
+    settings: Settings,
+    store: Store,
+    exports: Exports,
+    listener: Listener,
+    clock: Callable[[], datetime],
+) -> Run:
+    from worker.pipeline import Pipeline
+    from worker.sinks import open_sink
+
+    flow = prepared.flow
+    await to_end(asyncio.to_thread(store.save_flow, flow.id, flow.name, prepared.definition))
+    sink = open_sink(flow.target.format, str(settings.lake))
+    paced = PacedExports(exports, settings, store, listener, flow.id, clock)
+    with Pipeline(settings, paced, listener) as pipeline:
+        return await Runner(settings, store, sink, pipeline, listener, clock).run(request)
 
 
 def _check_begun(planned: Sequence[Planned], now: datetime) -> None:

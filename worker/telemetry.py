@@ -27,6 +27,7 @@ LEVELS: dict[type[Any], int] = {
     events.ExportWaiting: logging.INFO,
     events.DayFailed: logging.ERROR,
     events.DayLeftOut: logging.WARNING,
+    events.FlowAwaited: logging.WARNING,
     events.ServiceTrouble: logging.WARNING,
 }
 """How loud each event is; events that are not here are DEBUG, except RunStarted, RunEnded and DaySucceeded: INFO."""
@@ -182,6 +183,11 @@ class ProgressListener:
                 self.console.print(f"[yellow]{day}[/yellow]  {_escape(message)} ({then})")
             case events.DayLeftOut(_, day):
                 self.console.print(f"[yellow]{day}[/yellow]  has not begun where Mixpanel keeps the calendar; left out")
+            case events.FlowAwaited(_, flow_name, holder, seconds):
+                self.console.print(
+                    f"[yellow]{_escape(flow_name)}[/yellow]  is held by {_escape(holder)}; it is taken over in "
+                    f"{_duration(seconds)}, unless that still works on it"
+                )
             case events.DayRecovered(receipt):
                 self.console.print(f"[green]{receipt.day}[/green]  was committed by an earlier run that ended early")
             case events.DaySucceeded():

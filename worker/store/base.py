@@ -64,6 +64,14 @@ class StoredObject:
 
 
 @dataclass(frozen=True, slots=True)
+class Lease:
+    """Who holds something, and until when."""
+
+    holder: str
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class RunQuery:
     """Which runs: a run has to meet all that is not None. Bounds are exclusive.
 
@@ -155,6 +163,9 @@ class Store(Protocol):
         A lease that ends further ahead than an hour and `seconds` was written by a clock that stepped back: it has
         run out.
         """
+
+    def lease(self, name: str) -> Lease | None:
+        """Who took `name` last and has not given it back; it may have run out."""
 
     def release_lease(self, name: str, holder: str) -> None:
         """Give `name` back, if `holder` has it."""
@@ -329,14 +340,11 @@ def check_etag(known: StoredObject, etag: str | None) -> None:
         raise EtagConflictError(f"The object {known.id} in {known.kind} has changed: it is not at {etag} any more.")
 
 
-def lease_end(known: tuple[str, datetime] | None, holder: str, now: datetime, seconds: float) -> datetime | None:
-    """Until when `holder` gets a lease that is held as `known` (by whom, until when) says; None: not at all."""
+def taken_lease(known: Lease | None, holder: str, now: datetime, seconds: float) -> Lease | None:
+    """What `take_lease` has to write over `known`, None if that is nothing, for another one has it."""
     end = _in_utc(now) + timedelta(seconds=seconds)
-    if known is None:
-        return end
-    held_by, held_until = known
-    is_free = held_by == holder or held_until <= now or held_until > end + HOUR
-    return end if is_free else None
+    is_free = known is None or known.holder == holder or known.until <= now or known.until > end + HOUR
+    return Lease(holder, end) if is_free else None
 
 
 def _in_utc(moment: datetime) -> datetime:

@@ -16,11 +16,11 @@ from worker.store.base import (
     changed_load,
     check_etag,
     created_object,
-    lease_end,
     next_load,
     replaced_object,
     requests_left,
     seconds_to_wait,
+    taken_lease,
 )
 from worker.store.documents import decode_document, decode_run, encode
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from worker.model import Load, Receipt, Run
-    from worker.store.base import RunQuery, StoredObject
+    from worker.store.base import Lease, RunQuery, StoredObject
 
 
 class MemoryStore:
@@ -46,7 +46,7 @@ class MemoryStore:
         self._flows: dict[str, tuple[str, str]] = {}
         self._runs: dict[str, str] = {}
         self._objects: dict[tuple[str, str], StoredObject] = {}
-        self._leases: dict[str, tuple[str, datetime]] = {}
+        self._leases: dict[str, Lease] = {}
         self._loads: dict[str, LoadRecord] = {}
         self._requests: list[tuple[str, datetime]] = []
         self._held_until: dict[str, datetime] = {}
@@ -145,14 +145,18 @@ class MemoryStore:
 
     def take_lease(self, name: str, holder: str, now: datetime, seconds: float) -> bool:
         with self._lock:
-            end = lease_end(self._leases.get(name), holder, now, seconds)
-            if end is not None:
-                self._leases[name] = (holder, end)
-            return end is not None
+            taken = taken_lease(self._leases.get(name), holder, now, seconds)
+            if taken is not None:
+                self._leases[name] = taken
+            return taken is not None
+
+    def lease(self, name: str) -> Lease | None:
+        with self._lock:
+            return self._leases.get(name)
 
     def release_lease(self, name: str, holder: str) -> None:
         with self._lock:
-            if name in self._leases and self._leases[name][0] == holder:
+            if name in self._leases and self._leases[name].holder == holder:
                 del self._leases[name]
 
     def begin_load(self, flow_id: str, day: date, run_id: str, now: datetime, after_generation: int) -> Load:

@@ -19,17 +19,18 @@ from worker.store.base import (
     CLOCK_TOLERANCE,
     HOUR,
     OPEN_STATES,
+    Lease,
     StoredFlow,
     StoredObject,
     adopted_load,
     changed_load,
     check_etag,
     created_object,
-    lease_end,
     next_load,
     replaced_object,
     requests_left,
     seconds_to_wait,
+    taken_lease,
 )
 from worker.store.documents import (
     decode_day,
@@ -215,15 +216,16 @@ class SqlStore:
             return True
 
     def take_lease(self, name: str, holder: str, now: datetime, seconds: float) -> bool:
-        is_lease = LEASES.c.name == name
         with self._transaction(self._writer) as connection:
-            row = connection.execute(select(LEASES).where(is_lease)).one_or_none()
-            known = None if row is None else (row.holder, decode_time(row.held_until))
-            end = lease_end(known, holder, now, seconds)
-            if end is not None:
-                values = {"name": name, "holder": holder, "held_until": time_text(end)}
-                _upsert(connection, LEASES, is_lease, values)
-        return end is not None
+            taken = taken_lease(_lease(connection, name), holder, now, seconds)
+            if taken is not None:
+                values = {"name": name, "holder": taken.holder, "held_until": time_text(taken.until)}
+                _upsert(connection, LEASES, LEASES.c.name == name, values)
+        return taken is not None
+
+    def lease(self, name: str) -> Lease | None:
+        with self._transaction(self._reader) as connection:
+            return _lease(connection, name)
 
     def release_lease(self, name: str, holder: str) -> None:
         with self._transaction(self._writer) as connection:
@@ -424,6 +426,11 @@ def _meets(query: RunQuery) -> list[ColumnElement[bool]]:
     if query.started_before is not None:
         met.append(RUNS.c.started_at < time_text(query.started_before))
     return met
+
+
+def _lease(connection: Connection, name: str) -> Lease | None:
+    row = connection.execute(select(LEASES).where(LEASES.c.name == name)).one_or_none()
+    return None if row is None else Lease(row.holder, decode_time(row.held_until))
 
 
 def _is_object(kind: str, object_id: str) -> ColumnElement[bool]:
