@@ -43,6 +43,16 @@ def integer(minimum: int, maximum: int) -> dict[str, Any]:
         ({"type": "integer", "meta:xdmType": "short"}, pa.int16()),
         ({"type": "integer", "meta:xdmType": "byte"}, pa.int8()),
         ({"type": "string", "meta:xdmType": "date-time"}, UTC_MILLISECONDS),
+        ({"type": "array", "items": {"type": "string"}}, pa.list_(pa.string())),
+        (
+            {"type": ["array", "null"], "items": {"type": "object", "properties": {"c": {"type": "number"}}}},
+            pa.list_(pa.struct([pa.field("c", pa.float64())])),
+        ),
+        ({"properties": {"c": {"type": "boolean"}}}, pa.struct([pa.field("c", pa.bool_())])),
+        (
+            {"meta:xdmType": "map", "additionalProperties": {"type": "array", "items": {"type": "string"}}},
+            pa.map_(pa.string(), pa.list_(pa.string())),
+        ),
     ],
 )
 def test_type_of_a_field(field: dict[str, Any], data_type: pa.DataType) -> None:
@@ -52,10 +62,10 @@ def test_type_of_a_field(field: dict[str, Any], data_type: pa.DataType) -> None:
 @pytest.mark.parametrize(
     ("field", "says"),
     [
-        ({"type": "array", "items": {"type": "string"}}, "`a` is of type array, which is not supported yet"),
-        ({"type": "object", "meta:xdmType": "map"}, "`a` is of type object, which is not supported yet"),
-        ({"type": "object", "properties": {"b": {}, "c": {}}}, "Map to its fields: b, c"),
-        ({"meta:xdmType": "map"}, "`a` is of type map"),
+        ({"type": "array"}, "does not say what `a` is an array of"),
+        ({"type": "object", "meta:xdmType": "map"}, "says of `a` that it is an object, and not of what"),
+        ({"type": "object", "properties": {"b": {}, "c": {}}}, "gives `a.b` no type that is known"),
+        ({"type": "array", "items": {"type": "array", "items": {}}}, r"gives `a\[\]\[\]` no type"),
         ({}, "gives `a` no type that is known"),
     ],
 )

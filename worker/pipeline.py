@@ -302,7 +302,7 @@ class _DayWork:
         deduplicate = self._plan.source.deduplicate == "mixpanel"
         spilled: list[_Converted] = []
         with Deduplicator(self._folder, self._budget.key_bytes) as duplicates:
-            for piece in self._converted():
+            for piece in self._converted(exported_at):
                 if deduplicate:
                     for keys, processed in zip(piece.keys, piece.processed, strict=True):
                         duplicates.add(keys, processed)
@@ -351,7 +351,7 @@ class _DayWork:
             advice="The day was not committed. `preview` shows what is wrong; the limit is partialIngestionPercent.",
         )
 
-    def _converted(self) -> Iterator[_Converted]:
+    def _converted(self, exported_at: datetime) -> Iterator[_Converted]:
         """The pieces of the export in order, decoded and mapped by the pool a few at a time."""
         files = PieceFiles(self._folder, self._budget.pieces)
         under_way: deque[Future[_Converted]] = deque()
@@ -367,7 +367,7 @@ class _DayWork:
                     )
                 ):
                     outputs = _Converted(self._folder / f"rows-{number}", self._folder / f"rejects-{number}")
-                    under_way.append(self._pool.submit(self._converter, piece, files, outputs))
+                    under_way.append(self._pool.submit(self._converter, piece, files, outputs, exported_at))
                     while under_way and under_way[0].done():
                         yield self._counted(under_way.popleft().result())
                     if number % TRIM_PIECES == TRIM_PIECES - 1:
@@ -433,13 +433,18 @@ class _Converter:
         self._decoders = contextlib.ExitStack()
         self._own = threading.local()
 
-    def __call__(self, piece: Piece | OversizedLine, files: PieceFiles, converted: _Converted) -> _Converted:
-        """Fill `converted` and give the file of the piece back. Raises ExportBrokenError."""
+    def __call__(
+        self, piece: Piece | OversizedLine, files: PieceFiles, converted: _Converted, moment: datetime
+    ) -> _Converted:
+        """Fill `converted` and give the file of the piece back; `moment` is now to the mapping set.
+
+        Raises ExportBrokenError.
+        """
         if isinstance(piece, OversizedLine):
-            self._convert([self._decoder().decode(piece)], piece.first_line, converted)
+            self._convert([self._decoder().decode(piece)], piece.first_line, converted, moment)
             return converted
         try:
-            converted = self._decoded(self._decoder(), piece, converted)
+            converted = self._decoded(self._decoder(), piece, converted, moment)
         finally:
             files.give_back(piece.path)
         if piece.unterminated and converted.last_line_rejected:
@@ -457,30 +462,33 @@ class _Converter:
                 self.mapper.paths,
                 max_line_bytes=self._budget.line_bytes,
                 max_raw_bytes=self._budget.raw_bytes,
+                kinds_of=self.mapper.kinds_of,
             )
             self._decoders.callback(decoder.close)
         return decoder
 
-    def _decoded(self, decoder: Decoder, piece: Piece, converted: _Converted) -> _Converted:
+    def _decoded(self, decoder: Decoder, piece: Piece, converted: _Converted, moment: datetime) -> _Converted:
         if piece.plain:
             try:
                 with contextlib.closing(decoder.decode_piece(piece)) as parts:
-                    self._convert(parts, piece.first_line, converted)
+                    self._convert(parts, piece.first_line, converted, moment)
             except NotPlainError:
                 converted = _Converted(converted.rows, converted.rejects)
             else:
                 return converted
-        self._convert(decoder.decode_blocks(piece, self._budget.block_bytes), piece.first_line, converted)
+        blocks = decoder.decode_blocks(piece, self._budget.block_bytes)
+        self._convert(blocks, piece.first_line, converted, moment)
         assert converted.lines == piece.lines, f"{converted.lines} of {piece.lines} lines were decoded"
         return converted
 
-    def _convert(self, parts: Iterable[Decoded], first_line: int, converted: _Converted) -> None:
+    def _convert(self, parts: Iterable[Decoded], first_line: int, converted: _Converted, moment: datetime) -> None:
+        wanted = len(self.mapper.paths)
         with (
             _spill(converted.rows, self.mapper.schema) as rows,
             _spill(converted.rejects, REJECTS_SCHEMA) as rejects,
         ):
             for decoded in parts:
-                mapped = self.mapper.map(decoded.texts[: len(self.mapper.paths)])
+                mapped = self.mapper.map(decoded.texts[:wanted], decoded.kinds[:wanted], moment)
                 batch, keys, processed = mapped.batch, decoded.keys, decoded.processed
                 refused = decoded.rejects
                 for reject in refused:

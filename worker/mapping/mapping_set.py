@@ -8,10 +8,15 @@ Three forms of the body of `POST /conversion/mappingSets` are read, and what Ado
 * mappings of `{"destinationXdmPath", "sourceAttribute", "identity", "primaryIdentity", "identityGroup",
   "namespaceCode", "version"}` (older tutorials), where a missing `sourceType` means ATTRIBUTE.
 
-A source of sourceType ATTRIBUTE is a path, see `worker.mapping.sources`. STATIC is a constant: the source is the value
-itself; one pair of equal quotes around it (`"web"` or `'web'`) is taken off, as no document says whether Adobe writes
-it with quotes. EXPRESSION is not supported yet. Other keys of what Adobe gives back (`matchScore`, `createdBy`,
-`strictMapping`, …) are read and have no effect.
+A source of sourceType ATTRIBUTE is a path, see `worker.mapping.sources`, in which elements of arrays may occur. STATIC
+is a constant: the source is the value itself; one pair of equal quotes around it (`"web"` or `'web'`) is taken off, as
+no document says whether Adobe writes it with quotes. EXPRESSION is one of Data Prep's language, see
+`worker.mapping.expression`. Other keys of what Adobe gives back (`matchScore`, `createdBy`, `strictMapping`, …) are
+read and have no effect.
+
+A destination is a path of names. `emails[0].address` is a field of one element of an array; `emails[*].address` is that
+field of as many elements as the source has, whose value must be an array. Mappings with equal paths up to `[*]` fill
+the same elements, the first with the first. One `[*]`, or any `[n]`, may stand in a destination.
 """
 
 from __future__ import annotations
@@ -25,27 +30,33 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from worker.errors import ConfigurationError
+from worker.mapping.expression import Expression
 from worker.mapping.sources import SourcePath, resolve
-from worker.mapping.xdm import XdmSchema
+from worker.mapping.xdm import EVERY, XdmSchema, written
 from worker.model import DAY_COLUMN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-Destination = tuple[str, ...]
-"""The names that lead to a column: `("_extconndev", "item_id")`."""
+Destination = tuple[str | int, ...]
+"""What leads to a column: `("_extconndev", "item_id")`; a number is an element of an array, EVERY all of them."""
+
+MAX_ELEMENTS = 100
+"""Elements of an array that can be mapped one by one."""
 
 
 class SourceType(StrEnum):
     ATTRIBUTE = "ATTRIBUTE"
     STATIC = "STATIC"
+    EXPRESSION = "EXPRESSION"
 
 
 @dataclass(frozen=True, slots=True)
 class Mapping:
     """One mapping. `number` counts from 1 in the body; `alternatives` are the places of an ATTRIBUTE, best first.
 
+    `expression` is there for an EXPRESSION, and for an ATTRIBUTE with elements of arrays instead of `alternatives`.
     `source` is the text of the body, for STATIC the value without its quotes.
     """
 
@@ -53,6 +64,7 @@ class Mapping:
     source_type: SourceType
     source: str
     alternatives: tuple[SourcePath, ...]
+    expression: Expression | None
     destination: Destination
     name: str | None = None
     description: str | None = None
@@ -62,7 +74,7 @@ class Mapping:
     namespace_code: str | None = None
 
     def __str__(self) -> str:
-        return f"mapping {self.number} → {'.'.join(self.destination)}"
+        return f"mapping {self.number} → {written(self.destination)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +102,12 @@ _SOURCE_TYPES = {
     "ATTRIBUTE": SourceType.ATTRIBUTE,
     "text/x.schema-path": SourceType.ATTRIBUTE,
     "STATIC": SourceType.STATIC,
-    "EXPRESSION": None,
-    "text/x.aep-xl": None,
+    "EXPRESSION": SourceType.EXPRESSION,
+    "text/x.aep-xl": SourceType.EXPRESSION,
 }
-_DESTINATION = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(?:\.[A-Za-z_][A-Za-z0-9_-]*)*")
+_NAME = r"[A-Za-z_][A-Za-z0-9_-]*(?:\[(?:\*|[0-9]{1,4})\])?"
+_DESTINATION = re.compile(rf"{_NAME}(?:\.{_NAME})*")
+_STEP = re.compile(r"([A-Za-z_][A-Za-z0-9_-]*)|\[(\*|[0-9]+)\]")
 
 
 def load_mapping_set(path: Path) -> tuple[MappingSet, XdmSchema | None]:
@@ -151,18 +165,25 @@ def _parse_mapping(number: int, entry: object) -> Mapping:
     source_type = _source_type(where, entry)
     source = _text(where, entry, "source", "sourceAttribute")
     alternatives: tuple[SourcePath, ...] = ()
-    if source_type is SourceType.ATTRIBUTE:
-        try:
-            alternatives = resolve(source)
-        except ConfigurationError as error:
-            raise ConfigurationError(f"{where}: {error.message}", advice=error.advice) from error
-    else:
-        source = _unquoted(source)
+    expression = None
+    try:
+        match source_type:
+            case SourceType.EXPRESSION:
+                expression = Expression.of(source)
+            case SourceType.ATTRIBUTE if "[" in source:
+                expression = Expression.of_path(source)
+            case SourceType.ATTRIBUTE:
+                alternatives = resolve(source)
+            case SourceType.STATIC:
+                source = _unquoted(source)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{where}: {error.message}", advice=error.advice) from error
     return Mapping(
         number=number,
         source_type=source_type,
         source=source,
         alternatives=alternatives,
+        expression=expression,
         destination=_parse_destination(where, destination),
         name=_optional_text(where, entry, "name"),
         description=_optional_text(where, entry, "description"),
@@ -178,28 +199,28 @@ def _source_type(where: str, entry: dict[str, Any]) -> SourceType:
     if word not in _SOURCE_TYPES:
         nearest = get_close_matches(word, _SOURCE_TYPES, n=1, cutoff=0)[0]
         raise ConfigurationError(f"{where}: unknown sourceType `{word}`.", advice=f"Did you mean `{nearest}`?")
-    source_type = _SOURCE_TYPES[word]
-    if source_type is None:
-        raise ConfigurationError(
-            f"EXPRESSION mappings are not supported yet: {where}.",
-            advice="Map a property as it is (ATTRIBUTE) and compute in the lake.",
-        )
-    return source_type
+    return _SOURCE_TYPES[word]
 
 
 def _parse_destination(where: str, destination: str) -> Destination:
-    if "[" in destination:
-        raise ConfigurationError(
-            f"{where}: elements of arrays as destination are not supported yet.",
-            advice="Map to a field that is not in an array.",
-        )
     if not _DESTINATION.fullmatch(destination):
         raise ConfigurationError(
             f"{where}: the destination is not a path of names.",
-            advice="A name starts with a letter or _ and goes on with letters, digits, _ and -; dots separate names.",
+            advice="A name starts with a letter or _ and goes on with letters, digits, _ and -; dots separate names, "
+            "[0] or [*] stands behind the name of an array.",
         )
-    path = tuple(destination.split("."))
-    if path[0].lower() == DAY_COLUMN:
+    path = tuple(name or (EVERY if index == "*" else int(index)) for name, index in _STEP.findall(destination))
+    elements = [step for step in path if isinstance(step, int)]
+    if EVERY in elements and len(elements) > 1:
+        raise ConfigurationError(
+            f"{where}: [*] stands beside another element of an array.", advice="Only one [*] can be in a destination."
+        )
+    if max(elements, default=0) >= MAX_ELEMENTS:
+        raise ConfigurationError(
+            f"{where}: an array has no element [{max(elements)}] here.",
+            advice=f"The last one that can be mapped is [{MAX_ELEMENTS - 1}].",
+        )
+    if str(path[0]).lower() == DAY_COLUMN:
         raise ConfigurationError(
             f"{where}: the column `{DAY_COLUMN}` is the worker's own (the project day).",
             advice="Choose another name.",
@@ -214,9 +235,18 @@ def _check_destinations(mappings: Iterable[Mapping]) -> None:
     """
     leafs: dict[Destination, Mapping] = {}
     spellings: dict[Destination, Mapping] = {}
+    forms: dict[Destination, tuple[str, Mapping]] = {}
     for mapping in mappings:
         path = mapping.destination
-        lower = tuple(name.lower() for name in path)
+        lower = tuple(step.lower() if isinstance(step, str) else step for step in path)
+        for length in range(1, len(path)):
+            form = _form_of(path[length])
+            known, first = forms.setdefault(lower[:length], (form, mapping))
+            if known != form:
+                raise ConfigurationError(
+                    f"{mapping}: {first} takes `{written(path[:length])}` for {known}, not {form}.",
+                    advice="It must be the same in all mappings.",
+                )
         if lower in leafs:
             raise ConfigurationError(
                 f"{mapping}: {leafs[lower]} has the same destination.",
@@ -236,10 +266,17 @@ def _check_destinations(mappings: Iterable[Mapping]) -> None:
             other = spellings.setdefault(lower[:length], mapping)
             if other.destination[:length] != path[:length]:
                 raise ConfigurationError(
-                    f"{mapping}: {other} spells `{'.'.join(path[:length])}` differently.",
+                    f"{mapping}: {other} spells `{written(path[:length])}` differently.",
                     advice="Spell it the same; tables do not tell upper and lower case in names of columns apart.",
                 )
         leafs[lower] = mapping
+
+
+def _form_of(step: str | int) -> str:
+    """What an object or array is of which this step takes a part."""
+    if isinstance(step, str):
+        return "an object"
+    return "an array with [*]" if step == EVERY else "an array with [n]"
 
 
 def _text(where: str, entry: dict[str, Any], key: str, older_key: str) -> str:

@@ -34,7 +34,6 @@ SourcePath = tuple[str, ...]
 _BARE = re.compile(r"(?:[^\W\d]|\$)(?:[\w$]|\\\.)*")
 _WRAPPED = re.compile(r"\$\{((?:[^\\{}]|\\.)+)\}")
 _NAME_IN_WRAP = re.compile(r"(?:[^\\.]|\\.)+")
-_ELEMENT = re.compile(r"\[[^\]]*\]")
 _EXPRESSION = re.compile(r"[()+\-*/%&|^=<>!?:~,\"']")
 
 
@@ -43,7 +42,11 @@ def resolve(source: str) -> tuple[SourcePath, ...]:
 
     Raises `ConfigurationError` for anything but a path of names.
     """
-    names = _names(source)
+    return alternatives_of(names_of(source))
+
+
+def alternatives_of(names: SourcePath) -> tuple[SourcePath, ...]:
+    """The same for a path that has been read already. Raises `ConfigurationError` for a field of the event's name."""
     match names:
         case ("properties", *_):
             return (names,)
@@ -51,9 +54,10 @@ def resolve(source: str) -> tuple[SourcePath, ...]:
             return (("properties",),)
         case ("event" | "event_name", *rest) | ("data", "event_name", *rest):
             if rest:
+                path = ".".join(names)
                 raise ConfigurationError(
-                    f"source `{source}`: the event's name is a text and has no fields.",
-                    advice=f"A property is reached by its exact name: `properties.{source.removeprefix('data.')}`.",
+                    f"source `{path}`: the event's name is a text and has no fields.",
+                    advice=f"A property is reached by its exact name: `properties.{path.removeprefix('data.')}`.",
                 )
             return (("event",),)
         case ("data", *rest):
@@ -64,7 +68,8 @@ def resolve(source: str) -> tuple[SourcePath, ...]:
     return (exact, ("properties", f"${names[0]}", *names[1:]))
 
 
-def _names(source: str) -> SourcePath:
+def names_of(source: str) -> SourcePath:
+    """The names of a path. Raises `ConfigurationError` for anything else."""
     names: list[str] = []
     position = 0
     while True:
@@ -97,17 +102,11 @@ def _split_wrapped(content: str) -> list[str]:
 def _not_a_path(source: str) -> ConfigurationError:
     if not source.strip():
         return ConfigurationError("the source is empty.", advice="Name a property, for example `data.item_id`.")
-    outside = _WRAPPED.sub("", source)
-    element = _ELEMENT.search(outside)
-    if element is not None and "(" not in outside:
+    if _EXPRESSION.search(_WRAPPED.sub("", source)):
         return ConfigurationError(
-            f"source `{source}`: elements of arrays ({element[0]}) are not supported yet.",
-            advice="Map the whole array: its JSON text goes into a string field.",
-        )
-    if _EXPRESSION.search(outside):
-        return ConfigurationError(
-            f"source `{source}`: expressions are not supported yet.",
-            advice="Name one property; wrap a name with other characters than letters, digits, $ and _: ${first-name}.",
+            f"source `{source}` is not a path of names.",
+            advice='An expression needs "sourceType": "EXPRESSION"; a name with other characters than letters, digits, '
+            "$ and _ is wrapped: ${first-name}.",
         )
     return ConfigurationError(
         f"source `{source}` is not a path of names.",

@@ -9,6 +9,9 @@
 | integer, both bounds within ±2^7 / ±2^15 / ±2^31 | byte / short / int | int8 / int16 / int32 |
 | integer, any other                             | long               | int64                |
 | boolean                                        | boolean            | bool                 |
+| array                                          | array              | list of its `items`  |
+| object with properties                         | object             | struct of them       |
+| object with `additionalProperties`             | map                | map of string to it  |
 
 meta:xdmType wins where both are given. Adobe's own bounds include 2^7, 2^15 and 2^31, one more than the type of the
 file holds; such a value does not fit. (XDM, "XDM field type constraints": JSON Schema and Parquet types.)
@@ -45,7 +48,16 @@ _TYPES_OF_XDM: dict[str, pa.DataType] = {
 }
 _TYPES_OF_FORMAT: dict[str, pa.DataType] = {"date": pa.date32(), "date-time": DATE_TIME}
 _TYPES_OF_WIDTH: tuple[tuple[int, pa.DataType], ...] = ((7, pa.int8()), (15, pa.int16()), (31, pa.int32()))
-_CONTAINERS = ("object", "array", "map")
+MAX_DEPTH = 32
+"""Objects and arrays within each other; a schema that goes on is a mistake."""
+EVERY = -1
+"""In a path: every element of an array; other numbers are one of them."""
+
+
+def written(path: Sequence[str | int]) -> str:
+    """A path as it is written: `a.b[0].c`, `a[*].b`."""
+    parts = [("[*]" if step == EVERY else f"[{step}]") if isinstance(step, int) else f".{step}" for step in path]
+    return "".join(parts).removeprefix(".")
 
 
 class XdmSchema:
@@ -69,22 +81,32 @@ class XdmSchema:
         identifier = self.document.get("$id")
         return identifier if isinstance(identifier, str) else None
 
-    def type_of(self, path: Sequence[str]) -> pa.DataType:
-        """The column type of the field at `path`.
+    def type_of(self, path: Sequence[str | int]) -> pa.DataType:
+        """The column type of the field at `path`, in which a number stands for any element of an array.
 
-        Raises `ConfigurationError` for a field that is not there, naming the nearest, and for arrays, maps and objects.
+        Raises `ConfigurationError` for a field that is not there, naming the nearest, and for one without a type.
         """
-        node = self._node(path)
+        return self._type(self._node(path), written(path), MAX_DEPTH)
+
+    def _type(self, node: list[dict[str, Any]], where: str, depth: int) -> pa.DataType:
+        if not depth:
+            raise ConfigurationError(f"the XDM schema has no end below `{where}`.")
         kind, types = _keyword(node, "meta:xdmType"), _keyword(node, "type")
         if isinstance(types, list):
             types = next((name for name in types if name != "null"), None)
-        where = ".".join(path)
-        for container in _CONTAINERS:
-            if container in (kind, types) or (container == "object" and _names(node)):
-                raise ConfigurationError(
-                    f"`{where}` is of type {container}, which is not supported yet as a destination.",
-                    advice=f"Map to its fields: {', '.join(sorted(_names(node)))}." if _names(node) else None,
-                )
+        if "array" in (kind, types):
+            return pa.list_(self._type(self._items(node, where), f"{where}[]", depth - 1))
+        if names := _names(node):
+            return pa.struct(
+                [
+                    pa.field(name, self._type(self._expanded(raws), f"{where}.{name}", depth - 1))
+                    for name, raws in names.items()
+                ]
+            )
+        if (inner := _keyword(node, "additionalProperties")) and isinstance(inner, dict):
+            return pa.map_(pa.string(), self._type(self._expand(inner), f"{where}.*", depth - 1))
+        if "object" in (kind, types) or "map" in (kind, types):
+            raise ConfigurationError(f"the XDM schema says of `{where}` that it is an object, and not of what.")
         if isinstance(kind, str) and kind in _TYPES_OF_XDM:
             return _TYPES_OF_XDM[kind]
         match types:
@@ -122,19 +144,33 @@ class XdmSchema:
                 scopes[path] = scope
         return scopes
 
-    def _node(self, path: Sequence[str]) -> list[dict[str, Any]]:
+    def _items(self, node: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
+        items = _keyword(node, "items")
+        if not isinstance(items, dict):
+            raise ConfigurationError(f"the XDM schema does not say what `{where}` is an array of.")
+        return self._expand(items)
+
+    def _node(self, path: Sequence[str | int]) -> list[dict[str, Any]]:
         node = self._top
         for depth, name in enumerate(path):
+            if isinstance(name, int):
+                if _keyword(node, "items") is None:
+                    raise ConfigurationError(f"in the XDM schema `{written(path[:depth])}` is no array.")
+                node = self._items(node, written(path[:depth]))
+                continue
             names = _names(node)
             if name not in names:
-                parent = ".".join(path[:depth])
+                parent = written(path[:depth])
                 nearest = get_close_matches(name, names, n=1, cutoff=0)
                 raise ConfigurationError(
                     f"the XDM schema has no field `{name}` {f'in `{parent}`' if parent else 'at the top'}.",
                     advice=f"Did you mean `{nearest[0]}`?" if nearest else f"`{parent}` has no fields to map to.",
                 )
-            node = [part for raw in names[name] for part in self._expand(raw)]
+            node = self._expanded(names[name])
         return node
+
+    def _expanded(self, raws: list[object]) -> list[dict[str, Any]]:
+        return [part for raw in raws for part in self._expand(raw)]
 
     def _required(self, path: Sequence[str]) -> list[str]:
         return list(dict.fromkeys(name for part in self._node(path) for name in part.get("required", ())))

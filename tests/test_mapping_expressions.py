@@ -1,0 +1,341 @@
+"""Mapping sets with expressions, arrays and objects, over whole events."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from worker.errors import ConfigurationError
+from worker.mapping.mapper import REJECT_CODE, WARNING_CODE, Mapper, compile_mapper
+from worker.mapping.mapping_set import parse_mapping_set
+from worker.mapping.xdm import XdmSchema
+from worker.mixpanel.body import Block
+from worker.mixpanel.decode import Decoder
+
+NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
+
+STRING, LONG, NUMBER = {"type": "string"}, {"type": "integer", "meta:xdmType": "long"}, {"type": "number"}
+
+
+def of(**fields: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": fields}
+
+
+def array(items: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items}
+
+
+def mapper_of(expressions: dict[str, str], schema: dict[str, Any] | None = None, kind: str = "EXPRESSION") -> Mapper:
+    """A mapper of destination → source."""
+    entries = [
+        {"sourceType": kind, "source": source, "destination": destination}
+        for destination, source in expressions.items()
+    ]
+    return compile_mapper(parse_mapping_set({"mappings": entries}), XdmSchema(schema) if schema else None)
+
+
+class Result:
+    """What became of some events, from their lines on."""
+
+    def __init__(self, mapper: Mapper, events: list[dict[str, Any]]) -> None:
+        lines = [json.dumps({"event": "Buy", "properties": {"$insert_id": "i", **event}}).encode() for event in events]
+        decoder = Decoder(mapper.paths, max_line_bytes=1 << 20, max_raw_bytes=1 << 10, kinds_of=mapper.kinds_of)
+        decoded = decoder.decode(Block(b"\n".join([*lines, b""])))
+        decoder.close()
+        assert len(decoded.rows) == len(events)
+        wanted = len(mapper.paths)
+        mapped = mapper.map(decoded.texts[:wanted], decoded.kinds[:wanted], NOW)
+        mapped.batch.validate(full=True)
+        assert mapped.batch.schema == mapper.schema
+        self.rows = mapped.batch.to_pylist()
+        self.warnings = {issue.message: (issue.count, issue.sample) for issue in mapped.warnings}
+        self.codes = {issue.code for issue in mapped.warnings}
+        self.rejected = dict(zip(mapped.rejected.tolist(), mapped.reasons, strict=True))
+
+
+def values(expression: str, *events: dict[str, Any], schema: dict[str, Any] | None = None) -> list[Any]:
+    result = Result(mapper_of({"x": expression}, schema), list(events))
+    assert not result.warnings
+    return [row["x"] for row in result.rows]
+
+
+def test_an_expression_reads_the_kinds_of_json() -> None:
+    events = [{"p": 5}, {"p": "5"}, {"p": None}, {}, {"p": True}, {"p": [1, "a"]}, {"p": {"k": 1.5}}, {"p": ""}]
+    assert values("data.p", *events) == ["5", "5", None, None, "true", '[1,"a"]', '{"k":1.5}', ""]
+    assert values("data.p == 5", *events[:4]) == [True, True, False, False]
+    assert values("[data.p, event]", *events[:5]) == [
+        '[5,"Buy"]',
+        '["5","Buy"]',
+        '[null,"Buy"]',
+        '[null,"Buy"]',
+        '[true,"Buy"]',
+    ]
+
+
+def test_the_type_of_a_column_without_a_schema_is_that_of_the_result() -> None:
+    mapper = mapper_of(
+        {
+            "a": "size_of(data.p)",
+            "b": "data.p == 1",
+            "c": "data.p + 1",
+            "d": "true ? to_integer(data.p) : 5",
+            "e": "data.p == 1 ? 1 : 'x'",
+            "f": "to_decimal(data.p)",
+            "g": "[data.p]",
+        }
+    )
+    types = {field.name: field.type for field in mapper.schema}
+    assert types == {
+        "a": pa.int64(),
+        "b": pa.bool_(),
+        "c": pa.string(),
+        "d": pa.int64(),
+        "e": pa.string(),
+        "f": pa.float64(),
+        "g": pa.string(),
+    }
+
+
+def test_what_fails_is_null_counted_and_shown() -> None:
+    result = Result(
+        mapper_of({"x": "to_integer(data.p)", "y": "data.q"}), [{"p": "12"}, {"p": "many", "q": 1}, {"p": "few"}, {}]
+    )
+    assert [row["x"] for row in result.rows] == [12, None, None, None]
+    assert [row["y"] for row in result.rows] == [None, "1", None, None]
+    ((message, (count, sample)),) = result.warnings.items()
+    assert message.startswith("x: ")
+    assert message.endswith("; the field is null.")
+    assert (count, sample) == (2, "many")
+    assert result.codes == {WARNING_CODE}
+
+
+def test_what_fails_within_is_not_made_good_again() -> None:
+    """Adobe: a failing transformation sets the field to null, whatever is around what failed."""
+    result = Result(mapper_of({"x": "coalesce(to_integer(data.p), 7)"}), [{"p": "1"}, {"p": "a"}, {}])
+    assert [row["x"] for row in result.rows] == ["1", None, "7"]
+    assert len(result.warnings) == 1
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "data.p =~ '[0-9]+' ? to_integer(data.p) : 0",
+        "iif(data.p =~ '[0-9]+', to_integer(data.p), 0)",
+        "data.p =~ '[0-9]+' && to_integer(data.p) > 0 ? to_integer(data.p) : 0",
+    ],
+)
+def test_a_branch_that_is_not_taken_does_not_fail(expression: str) -> None:
+    assert [int(value) for value in values(expression, {"p": "12"}, {"p": "x"}, {"p": "y1"})] == [12, 0, 0]
+
+
+def test_logic_stops_where_it_is_decided() -> None:
+    events = [{"p": None}, {"p": False}, {"p": "a"}, {"p": 0}]
+    assert values("data.p ?? 'none'", *events) == ["none", "false", "a", "0"]
+    assert values("data.p ?: 'none'", *events) == ["none", "none", "a", "0"]
+    assert values("data.p == null || data.p == 'a'", *events) == [True, False, True, False]
+    assert values("not (data.p eq 'a') and data.p ne null", *events) == [False, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("data.list[0].name", "a"),
+        ("data.list[-1].name", "c"),
+        ("data.list[1]['name']", None),
+        ("data.list[7].name", None),
+        ("data.list.name", None),
+        ("data.list[*].name", '["a",null,"c"]'),
+        ("data.list[*].tags[*]", '[["x","y"],null,[]]'),
+        ("data.list[*].tags[0]", '["x",null,null]'),
+        ("data.tree.a.b", "1"),
+        ("data['tree']['a']['b']", "1"),
+        ("data.tree['a'].b + 1", "2"),
+        ("data.tree.missing.b", None),
+        ("{'n': data.tree.a, data.key: 'v'}", '{"n":{"b":1},"k":"v"}'),
+        ("[]", "[]"),
+        ("{}", "{}"),
+        ("$insert_id", "i"),
+        ("${insert_id}", "i"),
+        ("properties.$insert_id", "i"),
+        ("event", "Buy"),
+        ("data.event_name", "Buy"),
+    ],
+)
+def test_paths_and_literals(expression: str, expected: str | None) -> None:
+    event = {
+        "list": [{"name": "a", "tags": ["x", "y"]}, {"nam": "b"}, {"name": "c", "tags": []}],
+        "tree": {"a": {"b": 1}},
+        "key": "k",
+    }
+    # one that reads nothing needs a neighbour that does
+    result = Result(mapper_of({"x": expression, "y": "event"}), [event, {}])
+    assert result.rows[0]["x"] == expected
+
+
+@pytest.mark.parametrize(
+    ("expression", "says"),
+    [
+        ("filterArray(data.p, x -> x > 0)", "destinations only"),
+        ("aa_get_event_id(data.p, 'e')", "Web SDK or Adobe Analytics"),
+        ("data.p.toLowerCase()", r"no method \.toLowerCase\(\)\. The methods are .*equals"),
+        ("equals(data.p, 'a')", r"equals is a method\. Write it behind its value"),
+        ("size_of()", r"size_of does not take 0 arguments\. It is size_of\(INPUT\)"),
+        ("99999999999999999999", "does not fit 64 bits"),
+        ("contains_key(1)", "wants a path in quotes"),
+        ("to_integer('x')", "to_integer"),
+        ("data.event_name.x", "the event's name is a text"),
+        ("data.p -> data.p", "column"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_row(expression: str, says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says) as refused:
+        mapper_of({"a": "event", "x": expression})
+    assert "mapping 2 → x: column " in str(refused.value)
+
+
+# Types of the target
+
+
+SCHEMA = of(
+    list=array(of(name=STRING, amount=LONG)),
+    tags=array(STRING),
+    cart=of(id=STRING, total=NUMBER, items=array(of(sku=STRING))),
+    any={"type": "object", "meta:xdmType": "map", "additionalProperties": LONG},
+    when={"type": "string", "format": "date-time"},
+    day={"type": "string", "format": "date"},
+    flag={"type": "boolean"},
+    count=LONG,
+)
+
+
+@pytest.mark.parametrize("kind", ["ATTRIBUTE", "EXPRESSION"])
+def test_arrays_and_objects_are_copied(kind: str) -> None:
+    mapper = mapper_of({"list": "data.l", "tags": "data.t", "cart": "data.c", "any": "data.m"}, SCHEMA, kind)
+    result = Result(
+        mapper,
+        [
+            {
+                "l": [{"name": "a", "amount": 1, "more": 2}, {"name": None}, None],
+                "t": ["x", 5, None],
+                "c": {"id": 7, "total": "1.5", "items": [{"sku": "s"}], "else": 0},
+                "m": {"a": 1, "b": "2"},
+            },
+            {},
+            {"l": [], "t": [], "c": {}, "m": {}},
+        ],
+    )
+    assert result.rows == [
+        {
+            "list": [{"name": "a", "amount": 1}, {"name": None, "amount": None}, None],
+            "tags": ["x", "5", None],
+            "cart": {"id": "7", "total": 1.5, "items": [{"sku": "s"}]},
+            "any": [("a", 1), ("b", 2)],
+        },
+        {"list": None, "tags": None, "cart": None, "any": None},
+        {"list": [], "tags": [], "cart": {"id": None, "total": None, "items": None}, "any": []},
+    ]
+    assert not result.warnings
+
+
+def test_what_does_not_fit_within_a_copy_is_null_and_counted() -> None:
+    result = Result(
+        mapper_of({"list": "data.l", "count": "data.n", "flag": "data.f"}, SCHEMA, "ATTRIBUTE"),
+        [{"l": [{"name": "a", "amount": "many"}, {"name": "b", "amount": 2}]}, {"l": "text"}, {"n": [1], "f": "maybe"}],
+    )
+    assert result.rows[0]["list"] == [{"name": "a", "amount": None}, {"name": "b", "amount": 2}]
+    assert result.rows[1]["list"] is None
+    (about_list,) = [message for message in result.warnings if message.startswith("list: ")]
+    assert result.warnings[about_list] == (2, '[{"name":"a","amount":"many"},{"name":"b","amount":2}]')
+    assert sum(count for count, _ in result.warnings.values()) == 4
+
+
+def test_elements_of_arrays_as_destinations() -> None:
+    """Adobe's one sample of `[*]` can be read two ways: here a field gets the element's value itself."""
+    mapper = mapper_of(
+        {"pi[*].names": "data.emails[*].name", "pi[*].n": "data.numbers", "two[1].a": "data.a", "two[0].b": "data.b"},
+        of(pi=array(of(names=STRING, n=LONG)), two=array(of(a=STRING, b=STRING))),
+    )
+    result = Result(
+        mapper,
+        [
+            {"emails": [{"name": "John"}, {"name": "Ann"}], "numbers": [1, 2, 3], "a": "x"},
+            {"emails": [], "b": "y"},
+            {"a": "x", "b": "y"},
+            {},
+        ],
+    )
+    assert result.rows == [
+        {
+            "pi": [{"names": "John", "n": 1}, {"names": "Ann", "n": 2}, {"names": None, "n": 3}],
+            "two": [None, {"b": None, "a": "x"}],
+        },
+        {"pi": [], "two": [{"b": "y", "a": None}, None]},
+        {"pi": None, "two": [{"b": "y", "a": None}, {"b": None, "a": "x"}]},
+        {"pi": None, "two": None},
+    ]
+
+
+def test_a_required_field_that_ends_null_rejects_the_row_and_says_why() -> None:
+    schema = of(count=LONG, _id=STRING) | {"required": ["count", "_id"]}
+    result = Result(
+        mapper_of({"count": "to_integer(data.n)", "_id": "data.i"}, schema),
+        [{"n": "1", "i": "a"}, {"n": "x", "i": "b"}, {"n": "2"}, {"i": "c"}],
+    )
+    assert set(result.rejected) == {1, 2, 3}
+    assert result.rejected[1].startswith("The required field count is null: ")
+    assert result.rejected[2] == "The required field _id is missing or null."
+    assert not result.warnings
+    assert REJECT_CODE.startswith("INGEST-")
+
+
+PROPERTIES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8)
+    | st.sampled_from(["1", "2.5", "true", "2024-02-29", ""]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
+    max_leaves=6,
+)
+EVENTS = st.lists(st.fixed_dictionaries({}, optional={"p": PROPERTIES, "q": PROPERTIES}), min_size=1, max_size=8)
+EXPRESSIONS = [
+    "data.p",
+    "[data.p, data.q]",
+    "data.p == data.q ? data.p : {'other': data.q}",
+    "data.p[*].a",
+    "data.p[0]",
+    "data.p ?? data.q",
+    "size_of(data.p)",
+    "data.p + data.q",
+    "data.p && data.q",
+    "coalesce(data.p, data.q)",
+]
+
+
+@settings(deadline=None, max_examples=50)
+@given(events=EVENTS, expression=st.sampled_from(EXPRESSIONS))
+def test_a_row_becomes_the_same_whatever_its_neighbours_are(events: list[dict[str, Any]], expression: str) -> None:
+    mapper = mapper_of({"x": expression, "list[*].y": "data.q", "two[1]": "data.p"})
+    together = Result(mapper, events)
+    alone = [Result(mapper, [event]) for event in events]
+    assert together.rows == [one.rows[0] for one in alone]
+    counts: dict[str, int] = {}
+    for one in alone:
+        for message, (count, _) in one.warnings.items():
+            counts[message] = counts.get(message, 0) + count
+    assert {message: count for message, (count, _) in together.warnings.items()} == counts
+
+
+@settings(deadline=None, max_examples=50)
+@given(events=EVENTS)
+def test_a_copy_into_text_is_the_json_of_the_event(events: list[dict[str, Any]]) -> None:
+    rows = Result(mapper_of({"x": "[data.p]"}), events).rows
+    for event, row in zip(events, rows, strict=True):
+        assert json.loads(row["x"]) == [event.get("p")]
