@@ -12,13 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.errors import ConfigurationError
+from worker.mapping.context import Context
 from worker.mapping.mapper import REJECT_CODE, WARNING_CODE, Mapper, compile_mapper
 from worker.mapping.mapping_set import parse_mapping_set
 from worker.mapping.xdm import XdmSchema
 from worker.mixpanel.body import Block
 from worker.mixpanel.decode import Decoder
 
-NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
+CONTEXT = Context(
+    datetime(2026, 3, 2, 12, tzinfo=UTC),
+    {"projectId": "2384945", "timezone": "America/Los_Angeles", "timeBasis": "project"},
+)
 
 STRING, LONG, NUMBER = {"type": "string"}, {"type": "integer", "meta:xdmType": "long"}, {"type": "number"}
 
@@ -50,7 +54,7 @@ class Result:
         decoder.close()
         assert len(decoded.rows) == len(events)
         wanted = len(mapper.paths)
-        mapped = mapper.map(decoded.texts[:wanted], decoded.kinds[:wanted], NOW)
+        mapped = mapper.map(decoded.texts[:wanted], decoded.kinds[:wanted], CONTEXT)
         mapped.batch.validate(full=True)
         assert mapped.batch.schema == mapper.schema
         self.rows = mapped.batch.to_pylist()
@@ -76,6 +80,14 @@ def test_an_expression_reads_the_kinds_of_json() -> None:
         '[null,"Buy"]',
         '[true,"Buy"]',
     ]
+
+
+def test_facts_of_the_flow() -> None:
+    result = Result(mapper_of({"a": "[_flow.projectId, _flow.timezone, _flow.timeBasis]", "b": "data._flow.x"}), [{}])
+    assert result.rows == [{"a": '["2384945","America/Los_Angeles","project"]', "b": None}]
+    assert Result(mapper_of({"a": "_flow.projectId", "b": "event"}, kind="ATTRIBUTE"), [{}]).rows[0]["a"] == "2384945"
+    with pytest.raises(ConfigurationError, match=r"no such fact of a flow\. There are _flow\.projectId"):
+        mapper_of({"a": "_flow.project"})
 
 
 def test_the_type_of_a_column_without_a_schema_is_that_of_the_result() -> None:

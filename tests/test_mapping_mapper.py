@@ -15,13 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.errors import ConfigurationError
+from worker.mapping.context import Context
 from worker.mapping.mapper import REJECT_CODE, SCHEMA_RULE, TYPE_RULE, WARNING_CODE, Mapped, Mapper, compile_mapper
 from worker.mapping.mapping_set import load_mapping_set, parse_mapping_set
 from worker.mapping.xdm import XdmSchema
 from worker.model import Issue
 
 Texts = list[list[str | None]]
-NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
+CONTEXT = Context(
+    datetime(2026, 3, 2, 12, tzinfo=UTC),
+    {"projectId": "2384945", "timezone": "America/Los_Angeles", "timeBasis": "project"},
+)
 
 TUTORIAL = compile_mapper(
     *load_mapping_set(Path(__file__).parent.parent / "mappings" / "mixpanel-tutorial" / "mapping.json")
@@ -65,7 +69,7 @@ def map_texts(mapper: Mapper, texts: Texts, kinds: list[list[int]] | None = None
         np.array(kinds[number], dtype=np.uint8) if kinds is not None and path in mapper.kinds_of else None
         for number, path in enumerate(mapper.paths)
     ]
-    mapped = mapper.map([pa.array(column, pa.string()) for column in texts], told, NOW)
+    mapped = mapper.map([pa.array(column, pa.string()) for column in texts], told, CONTEXT)
     mapped.batch.validate(full=True)
     assert mapped.batch.schema == mapper.schema
     return mapped

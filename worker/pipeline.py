@@ -28,6 +28,7 @@ import pyarrow as pa
 
 from worker import events
 from worker.errors import ExportBrokenError, RejectLimitError, ResourceError
+from worker.mapping.context import Context
 from worker.mapping.mapper import REJECT_CODE
 from worker.memory import give_memory_back
 from worker.mixpanel.body import OversizedLine, is_sentinel
@@ -354,6 +355,7 @@ class _DayWork:
     def _converted(self, exported_at: datetime) -> Iterator[_Converted]:
         """The pieces of the export in order, decoded and mapped by the pool a few at a time."""
         files = PieceFiles(self._folder, self._budget.pieces)
+        context = Context.of(self._plan.source, exported_at)
         under_way: deque[Future[_Converted]] = deque()
         try:
             with self._turns.reading:
@@ -367,7 +369,7 @@ class _DayWork:
                     )
                 ):
                     outputs = _Converted(self._folder / f"rows-{number}", self._folder / f"rejects-{number}")
-                    under_way.append(self._pool.submit(self._converter, piece, files, outputs, exported_at))
+                    under_way.append(self._pool.submit(self._converter, piece, files, outputs, context))
                     while under_way and under_way[0].done():
                         yield self._counted(under_way.popleft().result())
                     if number % TRIM_PIECES == TRIM_PIECES - 1:
@@ -434,17 +436,14 @@ class _Converter:
         self._own = threading.local()
 
     def __call__(
-        self, piece: Piece | OversizedLine, files: PieceFiles, converted: _Converted, moment: datetime
+        self, piece: Piece | OversizedLine, files: PieceFiles, converted: _Converted, context: Context
     ) -> _Converted:
-        """Fill `converted` and give the file of the piece back; `moment` is now to the mapping set.
-
-        Raises ExportBrokenError.
-        """
+        """Fill `converted` and give the file of the piece back. Raises ExportBrokenError."""
         if isinstance(piece, OversizedLine):
-            self._convert([self._decoder().decode(piece)], piece.first_line, converted, moment)
+            self._convert([self._decoder().decode(piece)], piece.first_line, converted, context)
             return converted
         try:
-            converted = self._decoded(self._decoder(), piece, converted, moment)
+            converted = self._decoded(self._decoder(), piece, converted, context)
         finally:
             files.give_back(piece.path)
         if piece.unterminated and converted.last_line_rejected:
@@ -467,28 +466,28 @@ class _Converter:
             self._decoders.callback(decoder.close)
         return decoder
 
-    def _decoded(self, decoder: Decoder, piece: Piece, converted: _Converted, moment: datetime) -> _Converted:
+    def _decoded(self, decoder: Decoder, piece: Piece, converted: _Converted, context: Context) -> _Converted:
         if piece.plain:
             try:
                 with contextlib.closing(decoder.decode_piece(piece)) as parts:
-                    self._convert(parts, piece.first_line, converted, moment)
+                    self._convert(parts, piece.first_line, converted, context)
             except NotPlainError:
                 converted = _Converted(converted.rows, converted.rejects)
             else:
                 return converted
         blocks = decoder.decode_blocks(piece, self._budget.block_bytes)
-        self._convert(blocks, piece.first_line, converted, moment)
+        self._convert(blocks, piece.first_line, converted, context)
         assert converted.lines == piece.lines, f"{converted.lines} of {piece.lines} lines were decoded"
         return converted
 
-    def _convert(self, parts: Iterable[Decoded], first_line: int, converted: _Converted, moment: datetime) -> None:
+    def _convert(self, parts: Iterable[Decoded], first_line: int, converted: _Converted, context: Context) -> None:
         wanted = len(self.mapper.paths)
         with (
             _spill(converted.rows, self.mapper.schema) as rows,
             _spill(converted.rejects, REJECTS_SCHEMA) as rejects,
         ):
             for decoded in parts:
-                mapped = self.mapper.map(decoded.texts[:wanted], decoded.kinds[:wanted], moment)
+                mapped = self.mapper.map(decoded.texts[:wanted], decoded.kinds[:wanted], context)
                 batch, keys, processed = mapped.batch, decoded.keys, decoded.processed
                 refused = decoded.rejects
                 for reject in refused:

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from worker.errors import ConfigurationError
+from worker.mapping.context import FLOW
 from worker.mapping.conversions import conversion_to
 from worker.mapping.expression import Expression
 from worker.mapping.mapping_set import SourceType
@@ -27,10 +28,10 @@ from worker.model import Issue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from datetime import datetime
 
     from numpy.typing import NDArray
 
+    from worker.mapping.context import Context
     from worker.mapping.expression import Outcome
     from worker.mapping.functions.base import Returns
     from worker.mapping.mapping_set import Destination, Mapping, MappingSet
@@ -157,20 +158,21 @@ class Mapper:
         self,
         texts: Sequence[pa.StringArray],
         kinds: Sequence[NDArray[np.uint8] | None],
-        moment: datetime,
+        context: Context,
     ) -> Mapped:
         """Map a block: `texts[i]` holds, row by row, the text of the JSON value at `paths[i]`.
 
         That text is a string's own characters, a number's JSON text, `true` or `false`, or the JSON text of an object
         or an array; null where the value is null or absent. `kinds[i]` has the first byte of the value's JSON, 0 for
-        null, for the paths of `kinds_of`. All arrays have the length of the block, which may be 0. `moment`, aware, is
-        what the function `now` gives.
+        null, for the paths of `kinds_of`. All arrays have the length of the block, which may be 0.
         """
         assert len(texts) == len(self.paths), f"{len(texts)} arrays of texts for {len(self.paths)} paths"
         rows = len(texts[0])
         attributes: dict[tuple[SourcePath, ...], Values] = {}
 
         def read(alternatives: tuple[SourcePath, ...]) -> Values:
+            if alternatives[0][0] == FLOW:
+                return Values.repeat(context.facts[alternatives[0][1]], rows)
             if alternatives not in attributes:
                 candidates = []
                 for position in (self._positions[path] for path in alternatives):
@@ -183,7 +185,7 @@ class Mapper:
         leafs = []
         for column, convert in zip(self._columns, self._converts, strict=True):
             if column.expression is not None:
-                leafs.append(_expressed(column, column.expression.evaluate(rows, read, moment), read))
+                leafs.append(_expressed(column, column.expression.evaluate(rows, read, context.moment), read))
             elif column.constant is not None:
                 leafs.append(_Leaf(pa.repeat(column.constant, rows)))
             else:
@@ -291,8 +293,14 @@ def compile_mapper(mapping_set: MappingSet, schema: XdmSchema | None) -> Mapper:
         if expression is not None
         for alternatives in expression.attributes
         for path in alternatives
+        if path[0] != FLOW
     )
-    read = (path for mapping in mapping_set.mappings for path in mapping.alternatives)
+    read = (
+        path
+        for mapping, expression in zip(mapping_set.mappings, expressions, strict=True)
+        if expression is None
+        for path in mapping.alternatives
+    )
     paths = tuple(dict.fromkeys((*read, *sorted(kinds_of))))
     if not paths:
         raise ConfigurationError(
@@ -325,7 +333,9 @@ def _expression(mapping: Mapping, data_type: pa.DataType) -> Expression | None:
     """The expression that makes the column, if it is none whose texts can be read as they are."""
     if mapping.expression is not None:
         return mapping.expression
-    if mapping.alternatives and (pa.types.is_nested(data_type) or EVERY in mapping.destination):
+    if not mapping.alternatives:
+        return None
+    if pa.types.is_nested(data_type) or EVERY in mapping.destination or mapping.alternatives[0][0] == FLOW:
         return Expression.of_names(names_of(mapping.source))
     return None
 

@@ -11,6 +11,7 @@ another way (`data.event_name`, `data.insert_id`), so there are two views of a r
 | `data.X`, `X`                     | the property `X`; where a row has none or a null, the property `$X`   |
 | `data.$X`, `$X`                   | the property `$X`                                                     |
 | `properties`, `data`              | all properties, as JSON text                                          |
+| `_flow.projectId`, `_flow.…`      | what the flow knows of its source, see `worker.mapping.context`       |
 
 Every row takes the first alternative that is not null, so an exact name wins over one that lost its `$`. A property
 that is itself called `event_name` is reached by `properties.event_name`; `data.event` is the property `event`, since
@@ -27,9 +28,13 @@ from __future__ import annotations
 import re
 
 from worker.errors import ConfigurationError
+from worker.mapping.context import FACTS, FLOW
 
 SourcePath = tuple[str, ...]
-"""The keys that lead to a value from the top of an export line: `("event",)`, `("properties", "$insert_id")`."""
+"""The keys that lead to a value from the top of an export line: `("event",)`, `("properties", "$insert_id")`.
+
+One that starts with `FLOW` leads to a fact of the flow instead.
+"""
 
 _BARE = re.compile(r"(?:[^\W\d]|\$)(?:[\w$]|\\\.)*")
 _WRAPPED = re.compile(r"\$\{((?:[^\\{}]|\\.)+)\}")
@@ -46,12 +51,22 @@ def resolve(source: str) -> tuple[SourcePath, ...]:
 
 
 def alternatives_of(names: SourcePath) -> tuple[SourcePath, ...]:
-    """The same for a path that has been read already. Raises `ConfigurationError` for a field of the event's name."""
+    """The same for a path that has been read already.
+
+    Raises `ConfigurationError` for a field of the event's name, and for a fact that there is not.
+    """
     match names:
         case ("properties", *_):
             return (names,)
         case ("data",):
             return (("properties",),)
+        case ("_flow", *rest):
+            if len(rest) == 1 and rest[0] in FACTS:
+                return (names,)
+            raise ConfigurationError(
+                f"source `{'.'.join(names)}`: there is no such fact of a flow.",
+                advice=f"There are {', '.join(f'{FLOW}.{name}' for name in FACTS)}.",
+            )
         case ("event" | "event_name", *rest) | ("data", "event_name", *rest):
             if rest:
                 path = ".".join(names)
