@@ -271,9 +271,7 @@ class _Compiler:
             return self._path_function(made, arguments[0])
         if made.name == FIELD_FUNCTION and len(arguments) == 2 and isinstance(arguments[1], Name):
             arguments = (arguments[0], Literal(arguments[1].name, column=arguments[1].column))
-        steps = [self.compile(argument) for argument in arguments]
-        evaluate = made.evaluate
-        return lambda block: evaluate(block.call, *(step(block) for step in steps))
+        return _called(made, [self.compile(argument) for argument in arguments])
 
     def _path_function(self, made: Function, argument: Node) -> Step:
         if isinstance(argument, Literal) and isinstance(argument.value, str):
@@ -287,7 +285,7 @@ class _Compiler:
             raise ExpressionError(
                 argument.column, f"{made.name} wants a path in quotes", advice=f'{made.name}("data.item_id")'
             )
-        return lambda block: made.evaluate(block.call, inner(block))
+        return _called(made, [inner])
 
 
 def _under(block: Block, mask: Mask, step: Step) -> Values:
@@ -298,6 +296,18 @@ def _under(block: Block, mask: Mask, step: Step) -> Values:
         return step(block)
     finally:
         block.call.active = before
+
+
+def _called(made: Function, arguments: Sequence[Step]) -> Step:
+    def step(block: Block) -> Values:
+        columns = [argument(block) for argument in arguments]
+        block.call.function = made.name
+        try:
+            return made.evaluate(block.call, *columns)
+        finally:
+            block.call.function = None
+
+    return step
 
 
 def _lazy(operator: str, left: Step, right: Step) -> Step:

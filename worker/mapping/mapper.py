@@ -18,7 +18,6 @@ import pyarrow.compute
 from worker.errors import ConfigurationError
 from worker.mapping.context import FLOW
 from worker.mapping.conversions import conversion_to
-from worker.mapping.expression import Expression
 from worker.mapping.mapping_set import SourceType
 from worker.mapping.sources import names_of
 from worker.mapping.targets import to_column
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from worker.mapping.context import Context
-    from worker.mapping.expression import Outcome
+    from worker.mapping.expression import Expression, Outcome
     from worker.mapping.functions.base import Returns
     from worker.mapping.mapping_set import Destination, Mapping, MappingSet
     from worker.mapping.sources import SourcePath
@@ -336,6 +335,8 @@ def _expression(mapping: Mapping, data_type: pa.DataType) -> Expression | None:
     if not mapping.alternatives:
         return None
     if pa.types.is_nested(data_type) or EVERY in mapping.destination or mapping.alternatives[0][0] == FLOW:
+        from worker.mapping.expression import Expression  # noqa: PLC0415 - as in mapping_set
+
         return Expression.of_names(names_of(mapping.source))
     return None
 

@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from worker.errors import ConfigurationError
-from worker.mapping.expression import Expression
 from worker.mapping.sources import SourcePath, resolve
 from worker.mapping.xdm import EVERY, XdmSchema, written
 from worker.model import DAY_COLUMN
@@ -38,6 +37,8 @@ from worker.model import DAY_COLUMN
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+
+    from worker.mapping.expression import Expression
 
 Destination = tuple[str | int, ...]
 """What leads to a column: `("_extconndev", "item_id")`; a number is an element of an array, EVERY all of them."""
@@ -169,9 +170,9 @@ def _parse_mapping(number: int, entry: object) -> Mapping:
     try:
         match source_type:
             case SourceType.EXPRESSION:
-                expression = Expression.of(source)
+                expression = _language().of(source)
             case SourceType.ATTRIBUTE if "[" in source:
-                expression = Expression.of_path(source)
+                expression = _language().of_path(source)
             case SourceType.ATTRIBUTE:
                 alternatives = resolve(source)
             case SourceType.STATIC:
@@ -192,6 +193,12 @@ def _parse_mapping(number: int, entry: object) -> Mapping:
         identity_group=_optional_text(where, entry, "identityGroup"),
         namespace_code=_optional_text(where, entry, "namespaceCode"),
     )
+
+
+def _language() -> type[Expression]:
+    from worker.mapping.expression import Expression  # noqa: PLC0415 - most sets need no parser
+
+    return Expression
 
 
 def _source_type(where: str, entry: dict[str, Any]) -> SourceType:

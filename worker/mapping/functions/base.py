@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from worker.mapping.values import KIND_NAMES, NUMBER, Items, Kind, Values, numbers_of
+from worker.mapping.values import KIND_NAMES, NUMBER, Items, Kind, Values, all_of, numbers_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from worker.mapping.values import Booleans, Decimals, Integers, Mask, Positions, Texts
+
+    Bytes = NDArray[np.uint8]
 
 # The stubs of pyarrow refuse arguments that its functions take, such as a scalar beside an array.
 pc: Any = pyarrow.compute
@@ -166,17 +168,19 @@ class Call:
         self.moment = moment or datetime.now(UTC)
         self.active: Mask = np.ones(rows, dtype=bool)
         """The rows for which the branch that is being evaluated counts."""
+        self.function: str | None = None
+        """The function that is being evaluated, which begins its reasons."""
         self._reason = np.full(rows, -1, dtype=np.int64)
         self._reasons: list[str] = []
 
     # Failing
 
     def fail(self, failed: Mask, reason: str) -> None:
-        """These rows have no value: `reason` is a sentence without its full stop, such as `left: COUNT is negative`."""
+        """These rows have no value: `reason` is a sentence without its full stop, such as `COUNT is negative`."""
         at = failed & self.active & (self._reason < 0)
         if at.any():
             self._reason[at] = len(self._reasons)
-            self._reasons.append(reason)
+            self._reasons.append(f"{self.function}: {reason}" if self.function else reason)
 
     @property
     def failed(self) -> Mask:
@@ -246,8 +250,19 @@ class Call:
         """Each text that some row has, and these rows: for arguments such as formats, which are few or one."""
         encoded = pc.dictionary_encode(texts)
         codes = np.asarray(pc.fill_null(encoded.indices, -1))
+        order = np.argsort(codes, kind="stable")
+        starts = np.searchsorted(codes[order], np.arange(len(encoded.dictionary) + 1))
         for code, text in enumerate(encoded.dictionary.to_pylist()):
-            yield text, np.flatnonzero(codes == code)
+            yield text, order[starts[code] : starts[code + 1]]
+
+    def short(self, texts: Texts, name: str) -> Texts:
+        """The texts but for those beyond `MAX_TEXT_CHARACTERS`, which fail; `name` is the function's."""
+        # no text has more characters than bytes
+        if not (pc.max(pc.binary_length(texts)).as_py() or 0) > MAX_TEXT_CHARACTERS:
+            return texts
+        long = np.asarray(pc.fill_null(pc.greater(pc.utf8_length(texts), MAX_TEXT_CHARACTERS), fill_value=False))
+        self.fail(long, f"{name}: the result is longer than {MAX_TEXT_CHARACTERS} characters")
+        return pc.if_else(pa.array(long), None, texts)
 
     def fail_items(self, items: Items, failed: Mask, reason: str) -> None:
         """Fail the rows in which one of these items failed."""
@@ -280,6 +295,44 @@ def spread(parts: Sequence[tuple[Positions, Values]], rows: int) -> Values:
     at: NDArray[np.int64] = np.full(rows, -1, dtype=np.int64)
     at[np.concatenate([positions for positions, _ in parts])] = np.arange(sum(len(positions) for positions, _ in parts))
     return Values.concat([values for _, values in parts]).take(at)
+
+
+def present(*columns: Any) -> Mask:  # noqa: ANN401 - Arrow arrays
+    """The rows that are null in none of these, which are one at least."""
+    return all_of((~_null(column) for column in columns), len(columns[0]))
+
+
+def laid_out(texts: Texts) -> tuple[Bytes, Positions]:
+    """The UTF-8 of the texts, and where they lie in it: the i-th from `offsets[i]` to before `offsets[i + 1]`.
+
+    What lies in the place of a null is no one's.
+    """
+    if not len(texts):
+        return np.zeros(0, dtype=np.uint8), np.zeros(1, dtype=np.int64)
+    _, offsets, data = texts.buffers()
+    places = np.frombuffer(offsets, dtype=np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    read = np.zeros(0, dtype=np.uint8) if data is None else np.frombuffer(data, dtype=np.uint8)
+    return read[: places[-1]], places.astype(np.int64)
+
+
+def texts_of(data: Bytes, lengths: Positions, valid: Mask) -> Texts:
+    """Texts from their UTF-8, so many bytes each, one after another; null where they are not valid."""
+    offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    array: Any = pa.LargeStringArray.from_buffers(
+        len(lengths),
+        pa.py_buffer(offsets),
+        pa.py_buffer(np.ascontiguousarray(data)),
+        None if valid.all() else pa.array(valid).buffers()[1],
+    )
+    return pc.cast(array, pa.string())
+
+
+def cut(data: Bytes, starts: Positions, ends: Positions, valid: Mask) -> Texts:
+    """The texts whose UTF-8 lies in `data` from each start to before the end beside it."""
+    lengths = np.where(valid, ends - starts, 0)
+    shifts = starts - (np.cumsum(lengths) - lengths)
+    return texts_of(data[np.repeat(shifts, lengths) + np.arange(int(lengths.sum()))], lengths, valid)
 
 
 def _null(array: Any) -> Mask:  # noqa: ANN401 - an Arrow array
