@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 # The stubs of pyarrow refuse arguments that its functions take, such as a scalar beside an array.
 pc: Any = pyarrow.compute
+_pa: Any = pa
 
 Returns = Literal["string", "integer", "double", "boolean", "date", "array", "object", "any"]
 """What a function gives where it gives anything; `any` hangs on its arguments."""
@@ -315,14 +316,14 @@ def laid_out(texts: Texts) -> tuple[Bytes, Positions]:
     return read[: places[-1]], places.astype(np.int64)
 
 
-def texts_of(data: Bytes, lengths: Positions, valid: Mask) -> Texts:
+def texts_of_bytes(data: Bytes, lengths: Positions, valid: Mask) -> Texts:
     """Texts from their UTF-8, so many bytes each, one after another; null where they are not valid."""
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
-    array: Any = pa.LargeStringArray.from_buffers(
+    array = _pa.LargeStringArray.from_buffers(
         len(lengths),
-        pa.py_buffer(offsets),
-        pa.py_buffer(np.ascontiguousarray(data)),
+        _pa.py_buffer(offsets),
+        _pa.py_buffer(np.ascontiguousarray(data)),
         None if valid.all() else pa.array(valid).buffers()[1],
     )
     return pc.cast(array, pa.string())
@@ -332,7 +333,7 @@ def cut(data: Bytes, starts: Positions, ends: Positions, valid: Mask) -> Texts:
     """The texts whose UTF-8 lies in `data` from each start to before the end beside it."""
     lengths = np.where(valid, ends - starts, 0)
     shifts = starts - (np.cumsum(lengths) - lengths)
-    return texts_of(data[np.repeat(shifts, lengths) + np.arange(int(lengths.sum()))], lengths, valid)
+    return texts_of_bytes(data[np.repeat(shifts, lengths) + np.arange(int(lengths.sum()))], lengths, valid)
 
 
 def _null(array: Any) -> Mask:  # noqa: ANN401 - an Arrow array
