@@ -312,6 +312,26 @@ def test_failed_run_prints_its_record_as_json_too(cli: Cli) -> None:
     assert item["metrics"]["statusSummary"]["errors"][0]["code"] == "CONNECTOR-1001-403"
 
 
+def test_a_run_that_fails_leaves_metrics_of_the_last_success(cli: Cli) -> None:
+    success, lag = "mixpanel_worker_flow_last_success_timestamp_seconds", "mixpanel_worker_flow_lag_seconds"
+    failure = "mixpanel_worker_flow_last_failure_timestamp_seconds"
+
+    def series() -> dict[str, float]:
+        found = re.findall(r'^(\w+)\{flow="Flow"\} (\S+)$', (cli.folder / "worker.prom").read_text(), re.MULTILINE)
+        return {name: float(value) for name, value in found if name in {success, lag, failure}}
+
+    assert cli(*ONCE, "--metrics-file", "worker.prom").code == 0
+    before = series()
+    assert set(before) == {success, lag}
+    midnight = datetime(SECOND.year, SECOND.month, SECOND.day, tzinfo=UTC) + timedelta(days=1)
+    assert before[lag] == pytest.approx(before[success] - midnight.timestamp(), abs=60)
+    cli.simulator.fault("forbidden")
+    assert cli(*ONCE, "--metrics-file", "worker.prom").code == 1
+    after = series()
+    assert after[success] == before[success] < after[failure]
+    assert after[lag] > before[lag]
+
+
 def test_flow_that_fails_does_not_keep_the_next_from_running(cli: Cli) -> None:
     cli.write_flow("other.json", {"flow.name": "Other", "targetConnection.params.dataSetId": "others"})
     cli.simulator.fault("forbidden")

@@ -314,6 +314,7 @@ async def test_a_tick_asks_as_often_for_many_flows_as_for_few(world: World, monk
         return call
 
     for name in ("find_runs", "newest_runs", "object", "objects", "run", "runs", "succeeded_receipts"):
+        # what is known of a flow is asked for once
         monkeypatch.setattr(world.store, name, counted(name))
     times = []
     for number in range(40):
@@ -321,6 +322,7 @@ async def test_a_tick_asks_as_often_for_many_flows_as_for_few(world: World, monk
         if number % 2:
             world.store.save_run(run_of(flow_id))
         if number in {3, 39}:
+            await keeper.tick()
             asked.clear()
             await keeper.tick()
             times.append(dict(asked))
@@ -408,6 +410,65 @@ async def test_who_is_ending_is_not_ready(world: World) -> None:
     await asyncio.sleep(0)
     assert keeper.reasons_not_ready() == ["the service is ending"]
     await closing
+
+
+def known_of(world: World, flow_id: str) -> list[events.FlowKnown]:
+    return [event for event in world.heard if isinstance(event, events.FlowKnown) and event.flow_id == flow_id]
+
+
+async def test_a_new_process_tells_how_far_each_flow_is_before_it_runs_it(world: World) -> None:
+    flow_id, never = world.flows.add("events"), world.flows.add("never", None)
+    await tick(world.keeper())
+    [run] = world.runs(flow_id)
+    midnight = datetime(2024, 2, 20, tzinfo=ZONE)
+    assert known_of(world, flow_id)[-1].complete_until == midnight
+    world.heard.clear()
+    keeper = world.keeper()
+    for _ in range(3):
+        await tick(keeper)
+    assert known_of(world, flow_id) == [events.FlowKnown(flow_id, "events", run.completed_at, midnight)]
+    assert known_of(world, never) == [events.FlowKnown(never, "never", None, None)]
+
+
+async def test_of_a_flow_that_cannot_be_run_the_last_success_is_told(world: World) -> None:
+    flow_id = world.flows.add("events")
+    await tick(world.keeper())
+    [run] = world.runs(flow_id)
+    world.heard.clear()
+    world.flows.broken.add(flow_id)
+    keeper = world.keeper()
+    await tick(keeper)
+    await tick(keeper)
+    assert known_of(world, flow_id) == [events.FlowKnown(flow_id, "events", run.completed_at, None)]
+
+
+async def test_a_flow_by_a_new_name_is_told_again(world: World) -> None:
+    flow_id = world.flows.add("events", None)
+    keeper = world.keeper()
+    await tick(keeper)
+    flow, enabled = world.flows.all[flow_id]
+    world.flows.all[flow_id] = (replace(flow, name="renamed"), enabled)
+    await tick(keeper)
+    assert [event.flow_name for event in known_of(world, flow_id)] == ["events", "renamed"]
+
+
+async def test_a_flow_that_was_deleted_is_gone_when_its_run_has_ended(world: World) -> None:
+    flow_id = world.flows.add("events")
+    world.mixpanel.gate = asyncio.Event()
+    keeper = world.keeper()
+    await keeper.tick()
+    await world.mixpanel.asked.wait()
+    del world.flows.all[flow_id]
+    await keeper.tick()
+    assert events.FlowGone(flow_id) not in world.heard
+    world.mixpanel.gate.set()
+    await settle(keeper)
+    assert world.heard[-1] == events.FlowGone(flow_id)
+    metrics = Metrics()
+    for event in world.heard:
+        metrics(event)
+    assert b'flow="' not in metrics.text()
+    assert world.heard.count(events.FlowGone(flow_id)) == 1
 
 
 # What nobody foresaw

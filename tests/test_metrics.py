@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -87,13 +87,6 @@ def ended(run: Run, code: str | None = None) -> events.RunEnded:
     return events.RunEnded(replace(run, state=state, completed_at=NOON, error_code=code))
 
 
-@dataclass(frozen=True, slots=True)
-class RejectsWithCodes(events.RejectsCommitted):
-    """The event as it is to be: with the counts by code."""
-
-    codes: Mapping[str, int]
-
-
 def test_a_day_from_start_to_end() -> None:
     clock = Clock()
     metrics = Metrics(clock=clock)
@@ -108,7 +101,7 @@ def test_a_day_from_start_to_end() -> None:
     clock.now += 4
     metrics(events.DayStaged(load, 5, 300, 4.0))
     metrics(events.DayCommitting(load))
-    metrics(RejectsWithCodes(load, 2, {"INGEST-1401-400": 1, "INGEST-1555-400": 1}))
+    metrics(events.RejectsCommitted(load, 2, {"INGEST-1401-400": 1, "INGEST-1555-400": 1}))
     clock.now += 0.25
     metrics(events.RowsCommitted(receipt))
     metrics(events.DaySucceeded(receipt))
@@ -228,17 +221,18 @@ def test_deleted_and_renamed_flows_are_forgotten() -> None:
     metrics = Metrics()
     for flow_id, name in (("f1", "One"), ("f2", "Two"), ("f3", "Two")):
         run = run_of(flow_id, name)
+        metrics(events.FlowKnown(flow_id, name, NOON, NOON))
         metrics(events.RunStarted(run, (FIRST,)))
         metrics(ended(run))
-    metrics.forget("f1")
-    metrics.forget("unknown")
-    metrics(ended(run_of("f1", "One")))
+    metrics(events.FlowGone("f1"))
+    metrics(events.FlowGone("unknown"))
     assert b"One" not in metrics.text()
-    metrics.forget("f2")
+    metrics(events.FlowGone("f2"))
     assert b"Two" in metrics.text(), "another flow has this name"
-    metrics(events.RunStarted(run_of("f3", "Three"), (FIRST,)))
+    metrics(events.FlowKnown("f3", "Three", NOON, NOON))
     assert b"Two" not in metrics.text()
-    metrics.forget("f3")
+    assert values_of(metrics, "mixpanel_worker_flow_last_success_timestamp_seconds") == {"Three": NOON.timestamp()}
+    metrics(events.FlowGone("f3"))
     assert b'flow="' not in metrics.text()
 
 
@@ -258,28 +252,40 @@ def test_codes_and_flows_of_months_do_not_grow_the_page() -> None:
 
 def test_last_success_is_remembered_and_never_goes_back() -> None:
     metrics = Metrics()
-    metrics.set_last_success("f1", "Flow", NOON)
-    metrics.set_last_success("f1", "Flow", NOON - timedelta(days=1))
+    for known in (NOON, NOON - timedelta(days=1), None):
+        metrics(events.FlowKnown("f1", "Flow", known, None))
+    metrics(ended(run_of(), "CONNECTOR-1001-401"))
     assert values_of(metrics, "mixpanel_worker_flow_last_success_timestamp_seconds") == {"Flow": NOON.timestamp()}
 
 
-def test_lag_and_quota_are_asked_for_at_each_scrape() -> None:
-    lags = {"Flow": 10.0}
-    metrics = Metrics(lag_of=lambda: lags, quota_left=lambda: {"2384945": 59})
-    assert values_of(metrics, "mixpanel_worker_flow_lag_seconds") == {"Flow": 10}
-    lags = {'A "new" flow\n': 20.0}
-    assert values_of(metrics, "mixpanel_worker_flow_lag_seconds") == {'A \\"new\\" flow\\n': 20}
+def test_lag_grows_until_a_later_day_is_complete() -> None:
+    now = NOON.timestamp()
+    metrics = Metrics(now=lambda: now)
+    metrics(events.FlowKnown("f1", 'A "new" flow\n', None, NOON - timedelta(hours=12)))
+    metrics(events.FlowKnown("f2", "Nothing is known", None, None))
+    name = "mixpanel_worker_flow_lag_seconds"
+    assert values_of(metrics, name) == {'A \\"new\\" flow\\n': 12 * 3600}
+    now += 3600
+    assert values_of(metrics, name) == {'A \\"new\\" flow\\n': 13 * 3600}
+    metrics(events.FlowKnown("f1", 'A "new" flow\n', None, NOON + timedelta(days=1)))
+    assert values_of(metrics, name) == {'A \\"new\\" flow\\n': 0}
+
+
+def test_the_quota_is_asked_for_at_each_scrape() -> None:
+    left = {"2384945": 59}
+    metrics = Metrics(quota_left=lambda: left)
     assert values_of(metrics, "mixpanel_worker_export_quota_left") == {"2384945": 59}
+    left = {"1": 60}
+    assert values_of(metrics, "mixpanel_worker_export_quota_left") == {"1": 60}
 
 
 def test_a_scrape_survives_a_database_that_is_away() -> None:
     def away() -> Mapping[str, float]:
         raise OSError("away")
 
-    metrics = Metrics(lag_of=away)
-    assert values_of(metrics, "mixpanel_worker_flow_lag_seconds") == {}
-    assert values_of(metrics, "mixpanel_worker_collect_failures_total")["lag"] >= 1
-    assert values_of(metrics, "mixpanel_worker_collect_failures_total")["quota"] == 0
+    metrics = Metrics(quota_left=away)
+    assert values_of(metrics, "mixpanel_worker_export_quota_left") == {}
+    assert values_of(metrics, "mixpanel_worker_collect_failures_total")["quota"] >= 1
 
 
 def test_an_event_that_cannot_be_counted_is_not_raised() -> None:
@@ -315,7 +321,7 @@ async def test_f175_loop_lag_is_the_longest_of_the_last_minute() -> None:
     seen = []
 
     async def slept(seconds: float) -> None:
-        seen.append(metrics.loop_lag_seconds)
+        seen.append(loop_lag(metrics))
         delay = next(delays, None)
         if delay is None:
             raise asyncio.CancelledError
@@ -324,7 +330,11 @@ async def test_f175_loop_lag_is_the_longest_of_the_last_minute() -> None:
     with contextlib.suppress(asyncio.CancelledError):
         await metrics.watch_loop(10.0, sleep=slept)
     assert seen == [0, 0, 3, 3, 3, 3, 3, 3, *[0.5] * 7]
-    assert values_of(metrics, "mixpanel_worker_event_loop_lag_seconds") == {"": 0.5}
+    assert loop_lag(metrics) == 0.5
+
+
+def loop_lag(metrics: Metrics) -> float:
+    return values_of(metrics, "mixpanel_worker_event_loop_lag_seconds")[""]
 
 
 async def test_the_watch_ends_with_its_task() -> None:
@@ -340,14 +350,14 @@ async def test_the_watch_ends_with_its_task() -> None:
 
     task = asyncio.create_task(metrics.watch_loop(0.001, sleep=slept))
     await watching.wait()
-    assert metrics.loop_lag_seconds > 0
+    assert loop_lag(metrics) > 0
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
 
 
 def test_names_keep_to_the_rules() -> None:
-    text = Metrics(lag_of=lambda: {"Flow": 1.0}).text().decode()
+    text = Metrics().text().decode()
     types = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
     own = {name: kind for name, kind in types.items() if name.startswith("mixpanel_worker_")}
     assert {name for name in types if name not in own} <= {

@@ -268,6 +268,41 @@ def test_SIGTERM_ends_a_run_in_order_and_the_next_process_goes_on(tmp_path: Path
     }
 
 
+def test_a_new_process_shows_how_far_the_flows_are_and_forgets_those_that_are_deleted(
+    tmp_path: Path, mixpanel: SimulatorThread
+) -> None:
+    def series(replica: Replica) -> dict[str, float]:
+        with urlopen(replica.url + "/metrics", timeout=GENEROUS_SECONDS) as answer:
+            text = answer.read().decode()
+        return {name: float(value) for name, value in re.findall(r'^(\w+)\{flow="Flow"\} (\S+)$', text, re.MULTILINE)}
+
+    def told(replica: Replica, name: str) -> None:
+        replica.wait_for(lambda: any(event["event"] == name for event in replica.events))
+
+    write_flow(tmp_path)
+    debug = {"WORKER_LOG_LEVEL": "debug"}
+    first = Replica(tmp_path, state_of(tmp_path), mixpanel.base_url, "flows", **debug)
+    with ended(first):
+        flow = first.ready().ask(f"{SERVICE}/flows")["items"][0]
+        run = first.ask(f"{SERVICE}/runs", {"flowId": flow["id"], "status": "active"})["id"]
+        first.wait_for(lambda: run in first.ended_runs())
+        before = series(first)
+        assert first.end(signal.SIGTERM) == 0
+    success, lag = "mixpanel_worker_flow_last_success_timestamp_seconds", "mixpanel_worker_flow_lag_seconds"
+    again = Replica(tmp_path, state_of(tmp_path), mixpanel.base_url, **debug)
+    with ended(again):
+        again.ready()
+        told(again, "flow_known")
+        after = series(again)
+        assert set(after) == {success, lag}
+        assert after[success] == before[success]
+        assert after[lag] >= before[lag] > 0
+        again.ask(f"{SERVICE}/flows/{flow['id']}", method="DELETE")
+        told(again, "flow_gone")
+        assert series(again) == {}
+        assert again.end(signal.SIGTERM) == 0
+
+
 def test_a_single_run_leaves_a_flow_alone_that_the_service_runs(tmp_path: Path, mixpanel: SimulatorThread) -> None:
     write_flow(tmp_path)
     mixpanel.simulator.fault("stall")

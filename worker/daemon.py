@@ -137,7 +137,7 @@ async def serve(
         own = replace(settings, spool=stack.enter_context(own_spool(settings.spool)))
         exports = await stack.enter_async_context(MixpanelExports(own))
         # the keeper is made below
-        metrics = Metrics(lag_of=lambda: keeper.lags(), quota_left=lambda: keeper.quota_left())  # noqa: PLW0108
+        metrics = Metrics(quota_left=lambda: keeper.quota_left())  # noqa: PLW0108
         told = tell(metrics, listener)
         keeper = Keeper(own, store, registry, exports, told)
         app = make_app(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from datetime import date
+    from datetime import date, datetime
 
     from worker.model import Load, Receipt, Run
 
@@ -121,6 +121,26 @@ class DayLeftOut:
 
 
 @dataclass(frozen=True, slots=True)
+class FlowKnown:
+    """What the state says of a flow: when its newest successful run ended, and when the newest complete day did.
+
+    None where there is nothing new: what was told before stays.
+    """
+
+    flow_id: str
+    flow_name: str
+    last_success: datetime | None
+    complete_until: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class FlowGone:
+    """A flow was deleted, and no run of it is under way here any more."""
+
+    flow_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class FlowAwaited:
     """Another process has the flow, for so many seconds; then it is taken over, unless that one still works on it."""
 
@@ -154,6 +174,8 @@ Event = (
     | DayFailed
     | DayRecovered
     | DayLeftOut
+    | FlowKnown
+    | FlowGone
     | FlowAwaited
     | ServiceTrouble
 )

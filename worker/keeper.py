@@ -8,6 +8,7 @@ the target refuses its generation.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from dataclasses import replace
 from datetime import UTC, date, datetime
@@ -25,8 +26,16 @@ from worker.model import Run, RunState
 from worker.pipeline import Pipeline
 from worker.registry import ENABLED
 from worker.runner import QUEUED, PacedExports, Runner, RunRequest, now_utc, to_end
-from worker.schedule import complete_until, days_due, is_due, scheduled_days
-from worker.service import explored, export_times, first_lines, plan_run, run_request
+from worker.schedule import days_due, is_due, scheduled_days
+from worker.service import (
+    explored,
+    export_times,
+    first_lines,
+    flow_known,
+    plan_run,
+    run_request,
+    telling_progress,
+)
 from worker.sinks import open_sink
 from worker.store import RunQuery
 
@@ -34,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from types import TracebackType
 
-    from worker.events import Event, Listener
+    from worker.events import Listener
     from worker.mixpanel.export import Exports
     from worker.model import Flow, Source
     from worker.registry import FlowEntry
@@ -104,7 +113,7 @@ class Keeper:
         self._holder = holder_name("the service")
         self._running: dict[str, asyncio.Task[None]] = {}
         self._newest: dict[str, Run] = {}
-        self._complete: dict[str, tuple[str, datetime]] = {}
+        self._told: dict[str, str | None] = {}
         self._projects: dict[str, str] = {}
         self._ticking = asyncio.Lock()
         self._again: set[asyncio.Task[None]] = set()
@@ -159,14 +168,6 @@ class Keeper:
         """Why nothing can be run at the moment, fit for strangers; empty when it can."""
         reasons = ["the service is ending"] if self._closing else []
         return [*reasons, "the state database cannot be used"] if self.trouble else reasons
-
-    def lags(self) -> Mapping[str, float]:
-        """Seconds since the end of the newest complete day, by the name of the flow.
-
-        Flows that have no complete day are left out, and those that this process has not run yet.
-        """
-        now = self._clock()
-        return {name: max((now - end).total_seconds(), 0.0) for name, end in self._complete.copy().values()}
 
     def quota_left(self) -> Mapping[str, float]:
         """How many exports the hour has room for, by project: those of the flows that were prepared here last.
@@ -281,7 +282,7 @@ class Keeper:
 
     async def _start_due(self) -> None:
         flows = {flow.flow_id: flow for flow in await asyncio.to_thread(self._flows.flows)}
-        for known in (self._newest, self._complete, self._projects):
+        for known in (self._newest, self._projects):
             for flow_id in known.keys() - flows.keys():
                 del known[flow_id]
         unknown = [flow_id for flow_id in flows if flow_id not in self._newest]
@@ -306,11 +307,33 @@ class Keeper:
         due.sort(key=lambda flow: self._started_at(flow.flow_id))
         for flow in due:
             if not self._has_room():
-                return
+                break
             # another replica may have run it meanwhile
             await asyncio.to_thread(self._learn, [flow.flow_id])
             if flow.schedule is not None and is_due(flow.schedule, self._newest.get(flow.flow_id), now):
                 self._start(flow.flow_id, None, {})
+        await self._tell_of(flows)
+
+    async def _tell_of(self, flows: Mapping[str, FlowEntry]) -> None:
+        """Tell what is known of flows that are here for the first time or by a new name, and which have gone.
+
+        A run that is under way tells of its flow itself.
+        """
+        for flow_id in self._told.keys() - flows.keys() - self._running.keys():
+            del self._told[flow_id]
+            self._listener(events.FlowGone(flow_id))
+        for flow in flows.values():
+            if self._told.setdefault(flow.flow_id, None) == flow.name or flow.flow_id in self._running:
+                continue
+            source = None
+            # why it cannot be run is told by the run that fails
+            with contextlib.suppress(ConfigurationError):
+                source = (await asyncio.to_thread(self._flows.prepared, flow.flow_id)).flow.source
+            await self._tell(flow.flow_id, flow.name, source)
+
+    async def _tell(self, flow_id: str, name: str, source: Source | None) -> None:
+        self._listener(await asyncio.to_thread(flow_known, self._store, flow_id, name, source))
+        self._told[flow_id] = name
 
     def _has_room(self) -> bool:
         return len(self._running) < self._settings.flows_at_once
@@ -391,14 +414,8 @@ class Keeper:
         await to_end(asyncio.to_thread(self._store.save_flow, flow.id, flow.name, prepared.definition))
         if run_id is not None:
             await to_end(asyncio.to_thread(self._store.delete_object, REQUESTS, run_id))
-        self._note(flow, receipts)
-
-        def listen(event: Event) -> None:
-            if isinstance(event, events.DaySucceeded):
-                receipts[event.receipt.day] = event.receipt.exported_at
-                self._note(flow, receipts)
-            self._listener(event)
-
+        await self._tell(flow.id, flow.name, flow.source)
+        listen = telling_progress(flow, receipts, self._listener)
         with Pipeline(self._settings, paced, listen) as pipeline:
             runner = Runner(self._settings, self._store, sink, pipeline, listen, self._clock)
             self._newest[flow_id] = await runner.run(planned)
@@ -453,10 +470,3 @@ class Keeper:
         if run_id is not None:
             self._store.delete_object(REQUESTS, run_id)
         self._listener(events.RunEnded(failed))
-
-    def _note(self, flow: Flow, receipts: Mapping[date, datetime]) -> None:
-        """Remember how far the flow is complete."""
-        zone = calendar_zone(flow.source)
-        newest = complete_until(receipts, zone)
-        if newest is not None:
-            self._complete[flow.id] = flow.name, day_bounds(newest, zone)[1]

@@ -17,6 +17,7 @@ import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -40,7 +41,7 @@ from worker.model import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
-    from datetime import date, datetime
+    from datetime import date
 
     from worker.events import Event
     from worker.model import Receipt, Run
@@ -54,9 +55,6 @@ WAIT_BUCKETS: Final = (0.1, 1, 10, 60, 300, 900, 3600)
 """The quota counts seconds and hours; Retry-After asks for an hour at most."""
 LOOP_SECONDS: Final = 60.0
 """The loop's lag is the longest of so many seconds, so that it is seen by whoever asks less often than it is taken."""
-
-FORGOTTEN_FLOWS: Final = 1000
-"""So many deleted flows are remembered, so that a run that ends after its flow's deletion is not counted."""
 
 STATUSES: Final = ("success", "failed", "interrupted")
 OUTCOMES: Final = ("success", "refused", "throttled", "unavailable", "broken", "interrupted", "not_begun")
@@ -88,26 +86,25 @@ class _Flow:
 class Metrics:
     """Counts what the worker's events tell; `text` is the answer of /metrics.
 
-    A listener: callable from any thread, never raises. `lag_of` gives, for each flow that is to run, the seconds since
-    the end of its newest complete day; `quota_left` for each project the exports that may be asked for at once. Both
-    are called at every scrape, on the thread that calls `text`, and may raise: their series are left out then, and
-    that is counted.
+    A listener: callable from any thread, never raises. `quota_left` gives for each project the exports that may be
+    asked for at once. It is called at every scrape, on the thread that calls `text`, and may raise: its series are left
+    out then, and that is counted. `clock` never steps, `now` is the time in Unix seconds.
     """
 
     def __init__(
         self,
         *,
-        lag_of: Callable[[], Mapping[str, float]] = dict,
         quota_left: Callable[[], Mapping[str, float]] = dict,
         clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
     ) -> None:
         # the time at which each counter was made would double the series, and nothing reads it
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._clock = clock
+        self._now = now
         self._lock = threading.Lock()
         self._flows: dict[str, _Flow] = {}
         self._codes: set[str] = set()
-        self._forgotten: deque[str] = deque(maxlen=FORGOTTEN_FLOWS)
         self._loop_lag = 0.0
         self._registry = registry = CollectorRegistry(auto_describe=False)
 
@@ -129,6 +126,7 @@ class Metrics:
         self._last_failure = gauge(
             "flow_last_failure_timestamp_seconds", "When the newest failed run ended, in Unix time.", "flow"
         )
+        self._lag = gauge("flow_lag_seconds", "Time since the end of the newest complete day.", "flow")
         self._days = counter("days_total", "Days that have ended, by status.", "flow", "status")
         self._input_rows = counter("input_rows_total", "Lines of the exports of committed days.", "flow")
         self._rows = counter("rows_total", "Lines of committed days by what became of them.", "flow", "outcome")
@@ -140,7 +138,7 @@ class Metrics:
         self._waits = histogram("export_wait_seconds", "Waits before an export is asked for.", "reason", WAIT_BUCKETS)
         self._steps = histogram("step_seconds", "How long the steps of the work take.", "step", STEP_BUCKETS)
         self._trouble = counter("service_troubles_total", "What failed outside of runs and is tried again.")
-        self._unread = counter("collect_failures_total", "Scrapes in which something could not be told.", "what")
+        unread = counter("collect_failures_total", "Scrapes in which something could not be told.", "what")
         self._lost = counter("listener_errors_total", "Events that could not be counted.")
         gauge(
             "event_loop_lag_seconds", f"Longest time in {LOOP_SECONDS:.0f} s for which nothing else had its turn."
@@ -149,28 +147,17 @@ class Metrics:
             self._steps.labels(step)
         for reason in ("quota", "retry"):
             self._waits.labels(reason)
-        for what in ("lag", "quota"):
-            self._unread.labels(what)
         Info("mixpanel_worker_build", "Which worker this is.", registry=registry).info(
             {"version": _own_version(), "python": platform.python_version()}
         )
         ProcessCollector(registry=registry)
         registry.register(
             _Asked(
-                "mixpanel_worker_flow_lag_seconds",
-                "Time since the end of the newest complete day.",
-                "flow",
-                lag_of,
-                self._unread.labels("lag"),
-            )
-        )
-        registry.register(
-            _Asked(
                 "mixpanel_worker_export_quota_left",
                 "Exports that the project may ask for at once.",
                 "project",
                 quota_left,
-                self._unread.labels("quota"),
+                unread.labels("quota"),
             )
         )
 
@@ -180,24 +167,6 @@ class Metrics:
                 self._count(event)
         except Exception:  # noqa: BLE001 - what cannot be counted must not stop a commit
             self._lost.inc()
-
-    def set_last_success(self, flow_id: str, flow_name: str, ended_at: datetime) -> None:
-        """What is remembered of the time before this process; a success that was counted later stays."""
-        with self._lock:
-            gauge = self._of(self._last_success, self._flow(flow_id, flow_name))
-            if ended_at.timestamp() > _value_of(gauge):
-                gauge.set(ended_at.timestamp())
-
-    def forget(self, flow_id: str) -> None:
-        """Drop the series of a flow that was deleted. What its last run still tells is not counted."""
-        with self._lock:
-            self._drop(flow_id)
-            self._forgotten.append(flow_id)
-
-    @property
-    def loop_lag_seconds(self) -> float:
-        """The longest lag of the event loop in the last minute, for a health check."""
-        return self._loop_lag
 
     async def watch_loop(
         self, interval: float = 1.0, *, sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
@@ -245,7 +214,7 @@ class Metrics:
                 flow = self._begin(run)
                 flow.run_started = now
                 self._of(self._running, flow).set(1)
-            case events.RunEnded(run) if run.flow_id in self._flows or run.flow_id not in self._forgotten:
+            case events.RunEnded(run):
                 # a run that could not be prepared has only an end
                 flow = self._flows.get(run.flow_id) or self._begin(run)
                 if flow.run_started is not None:
@@ -292,8 +261,8 @@ class Metrics:
                 self._of(self._days, flow, _status(code)).inc()
             case events.DayCommitting(load) if flow := self._flows.get(load.flow_id):
                 flow.committing = now
-            case events.RejectsCommitted(load) if flow := self._flows.get(load.flow_id):
-                flow.rejects = {load.batch_id: getattr(event, "codes", {})}
+            case events.RejectsCommitted(load, _, codes) if flow := self._flows.get(load.flow_id):
+                flow.rejects = {load.batch_id: codes}
             case events.RowsCommitted(receipt) if flow := self._flows.get(receipt.flow_id):
                 if flow.committing is not None:
                     self._steps.labels("commit").observe(now - flow.committing)
@@ -305,10 +274,23 @@ class Metrics:
             case events.DayRecovered(receipt) if flow := self._flows.get(receipt.flow_id):
                 # its own process died before it could say so
                 self._committed(flow, receipt)
+            case events.FlowKnown(flow_id, name, last_success, complete_until):
+                flow = self._flow(flow_id, name)
+                if last_success is not None:
+                    gauge = self._of(self._last_success, flow)
+                    # a success that was counted here meanwhile stays
+                    gauge.set(max(last_success.timestamp(), _value_of(gauge)))
+                if complete_until is not None:
+                    self._of(self._lag, flow).set_function(partial(self._seconds_since, complete_until.timestamp()))
+            case events.FlowGone(flow_id):
+                self._drop(flow_id)
             case events.ServiceTrouble():
                 self._trouble.inc()
             case _:
                 pass
+
+    def _seconds_since(self, moment: float) -> float:
+        return max(self._now() - moment, 0.0)
 
     def _committed(self, flow: _Flow, receipt: Receipt) -> None:
         tally = receipt.tally

@@ -25,10 +25,11 @@ from worker.schedule import complete_until, days_due
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import date, datetime
+    from zoneinfo import ZoneInfo
 
     import duckdb
 
-    from worker.events import Listener
+    from worker.events import Event, Listener
     from worker.mapping.mapper import Mapper
     from worker.mixpanel.export import Exports
     from worker.model import Receipt, Run, Source
@@ -106,6 +107,33 @@ def export_times(store: Store, flow_id: str) -> dict[date, datetime]:
     return {day: receipt.exported_at for day, receipt in store.succeeded_receipts(flow_id).items()}
 
 
+def flow_known(store: Store, flow_id: str, name: str, source: Source | None) -> events.FlowKnown:
+    """What the store says of the flow; without its source, nothing of its days."""
+    from worker.store import RunQuery
+
+    newest = store.find_runs(RunQuery(flow_ids=(flow_id,), states=(RunState.SUCCESS,)), 1)
+    until = None if source is None else _complete_end(export_times(store, flow_id), calendar_zone(source))
+    return events.FlowKnown(flow_id, name, newest[0].completed_at if newest else None, until)
+
+
+def telling_progress(flow: Flow, receipts: dict[date, datetime], listener: Listener) -> Listener:
+    """A listener for a run of the flow that passes everything on, and tells with each day how far it is complete."""
+    zone = calendar_zone(flow.source)
+
+    def listen(event: Event) -> None:
+        listener(event)
+        if isinstance(event, events.DaySucceeded | events.DayRecovered):
+            receipts[event.receipt.day] = event.receipt.exported_at
+            listener(events.FlowKnown(flow.id, flow.name, None, _complete_end(receipts, zone)))
+
+    return listen
+
+
+def _complete_end(receipts: Mapping[date, datetime], zone: ZoneInfo) -> datetime | None:
+    newest = complete_until(receipts, zone)
+    return None if newest is None else day_bounds(newest, zone)[1]
+
+
 def run_request(prepared: PreparedFlow, days: tuple[date, ...], run_id: str | None = None) -> RunRequest:
     """What to run for these days, of which there is at least one."""
     zone = calendar_zone(prepared.flow.source)
@@ -148,6 +176,7 @@ async def run_once(
             def tell_wait(holder: str, seconds: float, flow: Flow = flow) -> None:
                 listener(events.FlowAwaited(flow.id, flow.name, holder, seconds))
 
+            listener(await asyncio.to_thread(flow_known, store, flow.id, flow.name, flow.source))
             async with FlowLease(store, flow.id, holder, own.lease_seconds, clock) as lease:
                 try:
                     await lease.take_over(tell_wait)
@@ -177,9 +206,10 @@ async def _run_planned(
     flow = prepared.flow
     await to_end(asyncio.to_thread(store.save_flow, flow.id, flow.name, prepared.definition))
     sink = open_sink(flow.target.format, str(settings.lake))
-    paced = PacedExports(exports, settings, store, listener, flow.id, clock)
-    with Pipeline(settings, paced, listener) as pipeline:
-        return await Runner(settings, store, sink, pipeline, listener, clock).run(request)
+    listen = telling_progress(flow, export_times(store, flow.id), listener)
+    paced = PacedExports(exports, settings, store, listen, flow.id, clock)
+    with Pipeline(settings, paced, listen) as pipeline:
+        return await Runner(settings, store, sink, pipeline, listen, clock).run(request)
 
 
 def _check_begun(planned: Sequence[Planned], now: datetime) -> None:
