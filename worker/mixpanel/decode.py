@@ -574,14 +574,17 @@ class _LineReader:
 
 
 class _BlockFile:
-    """A file in memory, where there is such a thing, that DuckDB reads by its path."""
+    """A file that DuckDB reads by its path: in memory, where such a file has one."""
 
     def __init__(self) -> None:
         if hasattr(os, "memfd_create"):
             self._descriptor = os.memfd_create("block")
             self.path = f"/proc/self/fd/{self._descriptor}"
-        else:
-            self._descriptor, self.path = tempfile.mkstemp(prefix="mixpanel-worker-block-")
+            if os.access(self.path, os.R_OK):
+                return
+            # a root folder of its own, without /proc
+            os.close(self._descriptor)
+        self._descriptor, self.path = tempfile.mkstemp(prefix="mixpanel-worker-block-")
 
     def replace(self, data: memoryview) -> None:
         written = 0
