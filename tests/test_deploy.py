@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -165,7 +167,8 @@ def test_prometheus_asks_for_the_job_that_the_alerts_know() -> None:
     assert named == {job["job_name"]}
     [target] = job["static_configs"][0]["targets"]
     assert target == COMPOSE["services"]["worker"]["environment"]["WORKER_HTTP"]
-    assert COMPOSE["services"]["prometheus"]["network_mode"] == "service:worker"
+    # and both are where that address is the same one
+    assert COMPOSE["services"]["prometheus"]["network_mode"] == COMPOSE["services"]["worker"]["network_mode"]
 
 
 # Settings
@@ -243,6 +246,30 @@ def test_the_service_starts_with_the_settings_of_image_compose_and_cluster() -> 
 # Compose and Kubernetes
 
 
+def test_the_flow_of_compose_is_the_example_with_a_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    [mounted] = [volume for volume in COMPOSE["services"]["worker"]["volumes"] if FLOWS_FOLDER in volume]
+    path = DEPLOY / mounted.partition(":")[0]
+    example = yaml.safe_load((DEPLOY / "flow.example.yaml").read_text(encoding="utf-8"))
+    scheduled = yaml.safe_load(path.read_text(encoding="utf-8"))
+    del scheduled["flow"]["scheduleParams"]
+    assert scheduled == example
+    monkeypatch.chdir(ROOT)
+    assert prepare_flow(path, {}, load_settings({})).flow.schedule is not None
+
+
+def test_the_network_that_is_shared_outlives_its_sharers() -> None:
+    services = COMPOSE["services"]
+    sharers = {name: service for name, service in services.items() if "network_mode" in service}
+    assert set(sharers) == {"worker", "mixpanel", "prometheus"}
+    assert {service["network_mode"] for service in sharers.values()} == {"service:loopback"}
+    assert all(service["depends_on"]["loopback"]["restart"] for service in sharers.values())
+    assert not any("ports" in service for service in sharers.values())
+    assert services["loopback"]["entrypoint"] == ["sleep", "infinity"]
+    [source] = yaml.safe_load((DEPLOY / "grafana" / "datasources.yaml").read_text(encoding="utf-8"))["datasources"]
+    [port] = services["loopback"]["ports"]
+    assert source["url"] == f"http://loopback:{port.rpartition(':')[2]}"
+
+
 def test_the_flow_of_the_cluster_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     [(name, text)] = configuration_of_the_cluster()["mixpanel-worker-flows"].items()
@@ -308,8 +335,8 @@ def test_the_pod_is_confined_and_fits_together() -> None:
 
 def test_compose_confines_the_worker_and_opens_ports_to_this_machine_only() -> None:
     services = COMPOSE["services"]
-    assert set(services) == {"worker", "mixpanel", "postgres", "prometheus", "grafana"}
-    for name in ("worker", "mixpanel"):
+    assert set(services) == {"loopback", "worker", "mixpanel", "postgres", "prometheus", "grafana"}
+    for name in ("loopback", "worker", "mixpanel"):
         assert services[name]["read_only"]
         assert services[name]["cap_drop"] == ["ALL"]
     for service in services.values():
@@ -387,19 +414,46 @@ def health_server() -> Iterator[HTTPServer]:
     server.server_close()
 
 
-def test_the_health_check_of_the_image_tells_well_from_ill(health_server: Any) -> None:
-    def healthy() -> bool:
-        environ = {
-            **os.environ,
-            "WORKER_HTTP": f"0.0.0.0:{health_server.server_port}",
-            "http_proxy": "http://127.0.0.1:1",
-        }
-        return subprocess.run(health_command(), env=environ, capture_output=True, check=False).returncode == 0
+def is_healthy(**environ: str) -> bool:
+    environ = {**os.environ, "http_proxy": "http://127.0.0.1:1", "https_proxy": "http://127.0.0.1:1", **environ}
+    return subprocess.run(health_command(), env=environ, capture_output=True, check=False).returncode == 0
 
-    assert healthy()
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1", "localhost"])
+def test_the_health_check_of_the_image_tells_well_from_ill(health_server: Any, host: str) -> None:
+    address = f"{host}:{health_server.server_port}"
+    assert is_healthy(WORKER_HTTP=address, WORKER_TLS_CERTIFICATE="")
     health_server.status = 503
-    assert not healthy()
+    assert not is_healthy(WORKER_HTTP=address)
     assert health_server.asked == ["/healthz", "/healthz"]
+
+
+def test_the_health_check_speaks_tls_with_a_worker_that_does(health_server: Any, tmp_path: Path) -> None:
+    from tests.test_replicas import self_signed
+
+    certificate, key = self_signed(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    health_server.socket = context.wrap_socket(health_server.socket, server_side=True)
+    environ = {"WORKER_HTTP": f"0.0.0.0:{health_server.server_port}", "WORKER_TLS_CERTIFICATE": str(certificate)}
+    assert is_healthy(**environ)
+    health_server.status = 503
+    assert not is_healthy(**environ)
+    assert health_server.asked == ["/healthz", "/healthz"]
+
+
+def test_without_proc_blocks_are_read_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from worker.mixpanel.body import Block
+    from worker.mixpanel.decode import Decoder
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    decoder = Decoder([("event",)], max_line_bytes=1000, max_raw_bytes=100)
+    [file] = tmp_path.iterdir()
+    decoded = decoder.decode(Block(b'{"event": "a"}\n{"event": "b"}\n'))
+    assert decoded.texts[0].to_pylist() == ["a", "b"]
+    decoder.close()
+    assert not file.exists()
 
 
 # Secrets
