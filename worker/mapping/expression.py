@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from worker.errors import ConfigurationError
 from worker.mapping.functions import REGISTRY
-from worker.mapping.functions.base import Call
+from worker.mapping.functions.base import Call, spread
 from worker.mapping.functions.refused import REFUSED
 from worker.mapping.language.parser import ExpressionError, parse
 from worker.mapping.language.tree import (
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
     Alternatives = tuple[SourcePath, ...]
     Step = Callable[["Block"], Values]
+    # the column of an attribute, in these rows of a block or in all
+    Read = Callable[[Alternatives, Positions | None], Values]
 
 METHODS = {name: made for name, made in REGISTRY.by_name.items() if made.method}
 LAZY_FUNCTION = "iif"
@@ -63,12 +65,17 @@ FIELD_FUNCTION = "object_to_map"
 _LARGEST = 2**63
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Block:
-    """The rows that an expression is evaluated over; `read` gives the column of an attribute."""
+    """The rows that an expression, or a branch of it, is evaluated over: these of all that `read` knows, or all."""
 
     call: Call
-    read: Callable[[Alternatives], Values]
+    read: Read
+    rows: Positions | None = None
+
+    def part(self, at: Positions) -> Block:
+        """Some of the rows."""
+        return Block(Call(len(at), self.call.moment), self.read, at if self.rows is None else self.rows[at])
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,26 +126,27 @@ class Expression:
             node = Member(node, name)
         return cls(node)
 
-    def evaluate(self, rows: int, read: Callable[[Alternatives], Values], moment: datetime) -> Outcome:
+    def evaluate(self, rows: int, read: Read, moment: datetime) -> Outcome:
         """Evaluate over a block of so many rows; `moment`, aware, is what `now()` gives."""
+        return self._evaluate(Block(Call(rows, moment), read))
+
+    def _evaluate(self, block: Block) -> Outcome:
+        rows = block.call.rows
         try:
-            return self._evaluated(rows, read, moment)
+            values = self._step(block)
         except (pa.ArrowException, MemoryError, OverflowError) as error:
             # a kernel refuses a whole block for what is in one row, such as more than it has room for
             if rows == 1:
                 reason = str(error).partition("\n")[0] or type(error).__name__
                 return Outcome(Values.nulls(1), ((reason, np.zeros(1, dtype=np.int64)),))
+        else:
+            failures = tuple((reason, at) for reason, at in block.call.failures() if len(at))
+            return Outcome(values.where(~block.call.failed) if failures else values, failures)
         middle = rows // 2
-        first = self.evaluate(middle, _part(read, np.arange(middle)), moment)
-        second = self.evaluate(rows - middle, _part(read, np.arange(middle, rows)), moment)
+        first = self._evaluate(block.part(np.arange(middle)))
+        second = self._evaluate(block.part(np.arange(middle, rows)))
         failures = (*first.failures, *((reason, at + middle) for reason, at in second.failures))
         return Outcome(Values.concat([first.values, second.values]), failures)
-
-    def _evaluated(self, rows: int, read: Callable[[Alternatives], Values], moment: datetime) -> Outcome:
-        call = Call(rows, moment)
-        values = self._step(Block(call, read))
-        failures = tuple((reason, at) for reason, at in call.failures() if len(at))
-        return Outcome(values.where(~call.failed) if failures else values, failures)
 
     def _check_constant(self, node: Node) -> None:
         """An expression that reads nothing and fails would fail for every event."""
@@ -147,12 +155,8 @@ class Expression:
             raise ExpressionError(node.column, outcome.failures[0][0])
 
 
-def _nothing(_: Alternatives) -> Values:
+def _nothing(_: Alternatives, __: Positions | None) -> Values:
     raise AssertionError("the expression reads nothing")
-
-
-def _part(read: Callable[[Alternatives], Values], rows: Positions) -> Callable[[Alternatives], Values]:
-    return lambda alternatives: read(alternatives).take(rows)
 
 
 class _Compiler:
@@ -215,7 +219,7 @@ class _Compiler:
 
     def _attribute(self, alternatives: Alternatives) -> Step:
         self.attributes[alternatives] = None
-        return lambda block: block.read(alternatives)
+        return lambda block: block.read(alternatives, block.rows)
 
     # Paths
 
@@ -289,13 +293,16 @@ class _Compiler:
 
 
 def _under(block: Block, mask: Mask, step: Step) -> Values:
-    """What a step gives, while only the rows of the mask can fail."""
-    before = block.call.active
-    block.call.active = before & mask
-    try:
+    """What a step gives for the rows of the mask, the only ones for which it is evaluated and can fail."""
+    if mask.all():
         return step(block)
-    finally:
-        block.call.active = before
+    at = np.flatnonzero(mask)
+    if not len(at):
+        return Values.nulls(block.call.rows)
+    part = block.part(at)
+    values = step(part)
+    block.call.fail_as(part.call, at)
+    return spread([(at, values)], block.call.rows)
 
 
 def _called(made: Function, arguments: Sequence[Step]) -> Step:

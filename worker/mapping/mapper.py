@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from worker.mapping.values import Mask, Plane, Positions
     from worker.mapping.xdm import XdmSchema
 
+    _Read = Callable[[tuple[SourcePath, ...], Positions | None], Values]
+
 # The stubs of pyarrow refuse arguments that its functions take, such as a scalar beside an array.
 pc: Any = pyarrow.compute
 _pa: Any = pa
@@ -169,17 +171,25 @@ class Mapper:
         rows = len(texts[0])
         attributes: dict[tuple[SourcePath, ...], Values] = {}
 
-        def read(alternatives: tuple[SourcePath, ...]) -> Values:
+        def read(alternatives: tuple[SourcePath, ...], some: Positions | None) -> Values:
             if alternatives[0][0] == FLOW:
-                return Values.repeat(context.facts[alternatives[0][1]], rows)
-            if alternatives not in attributes:
-                candidates = []
-                for position in (self._positions[path] for path in alternatives):
-                    of = kinds[position]
-                    assert of is not None, f"the kinds of {self.paths[position]} were not asked for"
-                    candidates.append(Values.from_json(texts[position], of))
-                attributes[alternatives] = _first_value(candidates)
-            return attributes[alternatives]
+                return Values.repeat(context.facts[alternatives[0][1]], rows if some is None else len(some))
+            if (known := attributes.get(alternatives)) is not None:
+                return known if some is None else known.take(some)
+            candidates = []
+            for position in (self._positions[path] for path in alternatives):
+                text, kind = texts[position], kinds[position]
+                assert kind is not None, f"the kinds of {self.paths[position]} were not asked for"
+                # a tree is read only in the rows where it is wanted
+                candidates.append(
+                    Values.from_json(text, kind)
+                    if some is None
+                    else Values.from_json(text.take(_pa.array(some)), kind[some])
+                )
+            values = _first_value(candidates)
+            if some is None:
+                attributes[alternatives] = values
+            return values
 
         leafs = []
         for column, convert in zip(self._columns, self._converts, strict=True):
@@ -241,7 +251,7 @@ def _converted(column: _Column, source: pa.StringArray, convert: Callable[[pa.St
     return leaf
 
 
-def _expressed(column: _Column, outcome: Outcome, read: Callable[[tuple[SourcePath, ...]], Values]) -> _Leaf:
+def _expressed(column: _Column, outcome: Outcome, read: _Read) -> _Leaf:
     assert column.expression is not None
     values = outcome.values
     if EVERY in column.destination:
@@ -259,7 +269,9 @@ def _expressed(column: _Column, outcome: Outcome, read: Callable[[tuple[SourcePa
     for reason, at in outcome.failures:
         mask = np.zeros(values.length, dtype=np.bool_)
         mask[at] = True
-        leaf.problems.append((reason, mask, lambda row: _sample([read(source) for source in sources], row)))
+        leaf.problems.append(
+            (reason, mask, lambda row: _sample([read(source, np.array([row])) for source in sources], 0))
+        )
     return leaf
 
 

@@ -48,6 +48,8 @@ Returns = Literal["string", "integer", "double", "boolean", "date", "array", "ob
 MAX_TEXT_CHARACTERS = 1 << 20
 """No function makes a longer string: Mixpanel's events have at most 1 MB."""
 
+TOO_LONG = f"the result is longer than {MAX_TEXT_CHARACTERS} characters"
+
 MAX_ITEMS = 1 << 20
 """No function makes an array or an object of more."""
 
@@ -167,8 +169,6 @@ class Call:
         """`moment`, aware, is what `now()` gives; by default it is now."""
         self.rows = rows
         self.moment = moment or datetime.now(UTC)
-        self.active: Mask = np.ones(rows, dtype=bool)
-        """The rows for which the branch that is being evaluated counts."""
         self.function: str | None = None
         """The function that is being evaluated, which begins its reasons."""
         self._reason = np.full(rows, -1, dtype=np.int64)
@@ -178,10 +178,17 @@ class Call:
 
     def fail(self, failed: Mask, reason: str) -> None:
         """These rows have no value: `reason` is a sentence without its full stop, such as `COUNT is negative`."""
-        at = failed & self.active & (self._reason < 0)
+        at = failed & (self._reason < 0)
         if at.any():
             self._reason[at] = len(self._reasons)
             self._reasons.append(f"{self.function}: {reason}" if self.function else reason)
+
+    def fail_as(self, part: Call, rows: Positions) -> None:
+        """Fail the rows that failed in a call over some of them, for the same reasons."""
+        for reason, at in part.failures():
+            failed = np.zeros(self.rows, dtype=bool)
+            failed[rows[at]] = True
+            self.fail(failed, reason)
 
     @property
     def failed(self) -> Mask:
@@ -256,13 +263,13 @@ class Call:
         for code, text in enumerate(encoded.dictionary.to_pylist()):
             yield text, order[starts[code] : starts[code + 1]]
 
-    def short(self, texts: Texts, name: str) -> Texts:
-        """The texts but for those beyond `MAX_TEXT_CHARACTERS`, which fail; `name` is the function's."""
+    def short(self, texts: Texts) -> Texts:
+        """The texts but for those beyond `MAX_TEXT_CHARACTERS`, which fail."""
         # no text has more characters than bytes
         if not (pc.max(pc.binary_length(texts)).as_py() or 0) > MAX_TEXT_CHARACTERS:
             return texts
         long = np.asarray(pc.fill_null(pc.greater(pc.utf8_length(texts), MAX_TEXT_CHARACTERS), fill_value=False))
-        self.fail(long, f"{name}: the result is longer than {MAX_TEXT_CHARACTERS} characters")
+        self.fail(long, TOO_LONG)
         return pc.if_else(pa.array(long), None, texts)
 
     def fail_items(self, items: Items, failed: Mask, reason: str) -> None:
