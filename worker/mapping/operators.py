@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from worker.mapping.functions.base import MAX_TEXT_CHARACTERS, spread
+from worker.mapping.functions.base import present, spread
 from worker.mapping.functions.comparison import NUMBERS, compare, equal, numeric, truth
 from worker.mapping.functions.hierarchies import is_empty, size_of
 from worker.mapping.values import KIND_NAMES, Kind, Values
@@ -79,11 +79,6 @@ def _filled(array: Integers | Decimals, value: float) -> Any:  # noqa: ANN401 - 
     return array.fill_null(value).to_numpy(zero_copy_only=False)
 
 
-def _valid(array: Any) -> Mask:  # noqa: ANN401 - an Arrow array
-    valid: Mask = array.is_valid().to_numpy(zero_copy_only=False)
-    return valid
-
-
 def _arithmetic(
     symbol: str,
     of_integers: Callable[[Whole, Whole], tuple[Whole, Mask]],
@@ -97,7 +92,7 @@ def _arithmetic(
         integers, decimals = _numbers(call, left, f"{symbol}: the left side")
         others, other_decimals = _numbers(call, right, f"{symbol}: the right side")
         planes: dict[Kind, Any] = {}
-        both = _valid(integers) & _valid(others)
+        both = present(integers, others)
         if both.any():
             one, other = _filled(integers, 0), _filled(others, 1)
             if divides:
@@ -108,10 +103,10 @@ def _arithmetic(
                 found, too_large = of_integers(one, other)
             call.fail(both & too_large, f"{symbol}: the result does not fit 64 bits")
             planes[Kind.INTEGER] = pa.array(found, pa.int64(), mask=~(both & ~too_large))
-        some = _valid(decimals) | _valid(other_decimals)
+        some = present(decimals) | present(other_decimals)
         if some.any():
             numbers, other_numbers = _as_decimals(integers, decimals), _as_decimals(others, other_decimals)
-            some &= _valid(numbers) & _valid(other_numbers)
+            some &= present(numbers, other_numbers)
             dividend, divisor = _filled(numbers, 0.0), _filled(other_numbers, 1.0)
             if divides:
                 call.fail(some & (divisor == 0), f"{symbol}: division by zero")
@@ -189,15 +184,12 @@ def _number_beside(values: Values, others: Values, texts: Mask) -> Mask:
     if not beside.any():
         return beside
     integers, decimals = numeric(values.where(beside))
-    return _valid(integers) | _valid(decimals)
+    return present(integers) | present(decimals)
 
 
 def _joined(call: Call, left: Values, right: Values) -> Texts:
     one, other = call.texts(left, "+: the left side"), call.texts(right, "+: the right side")
-    lengths = pc.add(pc.utf8_length(one), pc.utf8_length(other))
-    fits = pc.less_equal(lengths, MAX_TEXT_CHARACTERS)
-    call.fail(_filled(pc.invert(fits), value=False), f"+: the result is longer than {MAX_TEXT_CHARACTERS} characters")
-    return pc.binary_join_element_wise(pc.if_else(fits, one, None), pc.if_else(fits, other, None), "")
+    return call.short(pc.binary_join_element_wise(one, other, ""))
 
 
 def _negate(call: Call, values: Values) -> Values:
@@ -217,7 +209,7 @@ def _bits(symbol: str, of_integers: Callable[[Whole, Whole], Whole]) -> BinaryOp
         ours = call.integers(left, f"{symbol}: the left side")
         theirs = call.integers(right, f"{symbol}: the right side")
         found = of_integers(_filled(ours, 0), _filled(theirs, 0))
-        return Values(call.rows, {Kind.INTEGER: pa.array(found, pa.int64(), mask=~(_valid(ours) & _valid(theirs)))})
+        return Values(call.rows, {Kind.INTEGER: pa.array(found, pa.int64(), mask=~present(ours, theirs))})
 
     return evaluate
 
@@ -277,7 +269,7 @@ def _matched(call: Call, left: Values, right: Values, symbol: str) -> tuple[Mask
     if Kind.OBJECT in right.present:
         among = right.has(Kind.OBJECT) & ~neither
         names = call.texts(left.where(among), f"{symbol}: the left side")
-        failed |= among & ~_valid(names)
+        failed |= among & ~present(names)
         objects = right.trees(Kind.OBJECT)
         same = _filled(pc.equal(objects.keys, names.take(pa.array(objects.rows))), value=False)
         found[objects.rows[same]] = True
@@ -285,7 +277,7 @@ def _matched(call: Call, left: Values, right: Values, symbol: str) -> tuple[Mask
         among = right.has(Kind.STRING) & ~neither
         names = call.texts(left.where(among), f"{symbol}: the left side")
         matching = _by_pattern(call, names, right.arrow(Kind.STRING), symbol, _whole_matches)
-        failed |= among & ~_valid(matching)
+        failed |= among & ~present(matching)
         found |= _filled(matching, value=False)
     return found, failed
 
@@ -305,7 +297,7 @@ def _by_pattern(call: Call, texts: Texts, patterns: Texts, symbol: str, match: C
             found = match(texts if whole else texts.take(pa.array(rows)), pattern)
         except pa.ArrowInvalid:
             failed = np.zeros(call.rows, dtype=bool)
-            failed[rows] = _valid(texts)[rows]
+            failed[rows] = present(texts)[rows]
             call.fail(failed, f"{symbol}: {_short(pattern)} is no regular expression that can be run safely")
             continue
         parts.append((rows, Values.of(found)))
@@ -332,7 +324,7 @@ def _affix(symbol: str, match: Callable[[Texts, str], Any], *, negated: bool) ->
         affixes = call.texts(right.where(~neither), f"{symbol}: the right side")
         matching = _by_pattern(call, texts, affixes, symbol, match)
         found = (nulls & other_nulls) | _filled(matching, value=False)
-        return _booleans(~found if negated else found, ~(neither | _valid(matching)))
+        return _booleans(~found if negated else found, ~(neither | present(matching)))
 
     return evaluate
 
