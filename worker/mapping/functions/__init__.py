@@ -3,10 +3,12 @@
 from worker.mapping.functions import (  # noqa: F401 - each enters its functions
     aggregation,
     conversions_of_type,
+    dates,
     hierarchies,
     json_documents,
     logic,
     maps,
+    user_agents,
 )
 from worker.mapping.functions.base import REGISTRY
 
