@@ -272,6 +272,12 @@ class Call:
         self.fail(long, TOO_LONG)
         return pc.if_else(pa.array(long), None, texts)
 
+    def few(self, arrays: Values) -> Values:
+        """The arrays but for those of more than `MAX_ITEMS`, which fail."""
+        many = arrays.trees(Kind.ARRAY).lengths > MAX_ITEMS
+        self.fail(many, f"the array would have more than {MAX_ITEMS} items")
+        return arrays.where(~many)
+
     def fail_items(self, items: Items, failed: Mask, reason: str) -> None:
         """Fail the rows in which one of these items failed."""
         rows = np.zeros(self.rows, dtype=bool)
