@@ -820,7 +820,7 @@ async def test_a_page_asks_the_store_as_often_for_many_items_as_for_few(
 
         return call
 
-    for name in ("find_runs", "newest_load", "newest_receipts", "newest_runs", "object", "objects", "run"):
+    for name in ("find_runs", "newest_receipts", "newest_runs", "object", "objects", "run"):
         monkeypatch.setattr(service.store, name, counted(name))
     times, sizes = [], []
     flow = service.registry.get(FLOWS, await service.flow())

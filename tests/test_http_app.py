@@ -206,8 +206,8 @@ async def test_F140_every_route_with_every_kind_of_token(tmp_path: Path) -> None
                     assert response.status in (401, 403), (method, address)
 
 
-async def test_metrics_may_be_open(tmp_path: Path) -> None:
-    async with serving(tmp_path, closed=True, metrics_open=True) as service, service.ask("GET", "/metrics") as response:
+async def test_metrics_are_for_prometheus(tmp_path: Path) -> None:
+    async with serving(tmp_path) as service, service.ask("GET", "/metrics") as response:
         assert response.status == 200
         assert await response.read() == b"up 1\n"
         assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
@@ -466,16 +466,6 @@ def test_what_adobe_documents() -> None:
     assert not is_documented("DELETE", f"{FLOW}/runs/1")
 
 
-@dataclass
-class Failing:
-    """Handlers that fail in every way."""
-
-    error: BaseException
-
-    async def __call__(self, request: web.Request) -> web.Response:
-        raise self.error
-
-
 @pytest.mark.parametrize(
     ("error", "status"),
     [
@@ -493,9 +483,11 @@ class Failing:
     ],
 )
 async def test_whatever_goes_wrong_has_one_shape(tmp_path: Path, error: BaseException, status: int) -> None:
-    extra = [web.get("/fails", Failing(error).__call__)]
-    async with serving(tmp_path, routes_extra=extra) as service:
-        async with service.ask("GET", "/fails", headers={"X-Request-Id": "my-id"}) as response:
+    def fail() -> bytes:
+        raise error
+
+    async with serving(tmp_path, metrics_text=fail) as service:
+        async with service.ask("GET", "/metrics", headers={"X-Request-Id": "my-id"}) as response:
             assert response.status == status
             assert response.headers["X-Request-Id"] == "my-id"
             assert response.headers["Server"] == "mixpanel-worker"

@@ -102,19 +102,17 @@ def succeed(store: Store, load: Load) -> Receipt:
 
 
 def test_a_flow_is_saved_and_replaced(store: Store) -> None:
-    assert store.flow("a") is None
     store.save_flow("a", "Second", {"days": [1, {"x": None}]})
     store.save_flow("b", "First", {})
     store.save_flow("a", "Zeroth?", {"name": "Ωmega"})
-    assert store.flow("a") == StoredFlow("a", "Zeroth?", {"name": "Ωmega"})
-    assert [flow.flow_id for flow in store.flows()] == ["b", "a"]
+    assert store.flows() == [StoredFlow("b", "First", {}), StoredFlow("a", "Zeroth?", {"name": "Ωmega"})]
 
 
 def test_a_definition_that_was_saved_does_not_change_with_the_callers_object(store: Store) -> None:
     definition = {"events": ["Sign up"]}
     store.save_flow("a", "Flow", definition)
     definition["events"].append("Log in")
-    assert store.flow("a") == StoredFlow("a", "Flow", {"events": ["Sign up"]})
+    assert store.flows() == [StoredFlow("a", "Flow", {"events": ["Sign up"]})]
 
 
 def test_a_secret_cannot_be_saved(store: Store) -> None:
@@ -474,10 +472,9 @@ def test_a_load_is_known_from_its_begin(store: Store) -> None:
     load = store.begin_load("flow", DAY, "run-1", NOW, 0)
     assert (load.flow_id, load.day, load.generation, load.run_id, load.started_at) == ("flow", DAY, 1, "run-1", NOW)
     assert len(load.batch_id) == 26
-    assert store.newest_load("flow", DAY) == LoadRecord(load, LoadState.STARTED)
+    assert store.load(load.batch_id) == LoadRecord(load, LoadState.STARTED)
     assert store.open_loads("flow") == [LoadRecord(load, LoadState.STARTED)]
-    assert store.newest_load("flow", DAY + timedelta(days=1)) is None
-    assert store.newest_load("other", DAY) is None
+    assert store.open_loads("other") == []
 
 
 def test_the_generation_grows_over_what_is_known_here_and_in_the_target(store: Store) -> None:
@@ -490,7 +487,7 @@ def test_the_generation_grows_over_what_is_known_here_and_in_the_target(store: S
 def test_a_load_succeeds_with_its_receipt(store: Store) -> None:
     load = store.begin_load("flow", DAY, "run-1", NOW, 0)
     receipt = succeed(store, load)
-    assert store.newest_load("flow", DAY) == LoadRecord(load, LoadState.SUCCEEDED, receipt)
+    assert store.load(load.batch_id) == LoadRecord(load, LoadState.SUCCEEDED, receipt)
     assert store.succeeded_receipts("flow") == {DAY: receipt}
     assert store.open_loads("flow") == []
 
@@ -501,7 +498,7 @@ def test_a_load_fails_with_its_error(store: Store, before: LoadState) -> None:
     store.save_load(load, before)
     store.save_load(load, LoadState.FAILED, error_code="CONNECTOR-1001-503", error_message="no answer")
     expected = LoadRecord(load, LoadState.FAILED, None, "CONNECTOR-1001-503", "no answer")
-    assert store.newest_load("flow", DAY) == expected
+    assert store.load(load.batch_id) == expected
     assert store.open_loads("flow") == []
     assert store.succeeded_receipts("flow") == {}
 
@@ -530,18 +527,18 @@ def save(store: Store, load: Load, state: LoadState) -> None:
 )
 def test_an_illegal_step_is_refused_and_changes_nothing(store: Store, before: LoadState, after: LoadState) -> None:
     load = brought_to(store, before)
-    known = store.newest_load("flow", DAY)
+    known = store.load(load.batch_id)
     with pytest.raises(StoreError, match=f"is {before}; it cannot become {after}"):
         save(store, load, after)
-    assert store.newest_load("flow", DAY) == known
+    assert store.load(load.batch_id) == known
 
 
 @pytest.mark.parametrize("state", list(LoadState))
 def test_saying_a_state_again_changes_nothing(store: Store, state: LoadState) -> None:
     load = brought_to(store, state)
-    known = store.newest_load("flow", DAY)
+    known = store.load(load.batch_id)
     save(store, load, state)
-    assert store.newest_load("flow", DAY) == known
+    assert store.load(load.batch_id) == known
 
 
 def test_a_load_that_was_not_begun_here_is_refused(store: Store) -> None:
@@ -549,7 +546,7 @@ def test_a_load_that_was_not_begun_here_is_refused(store: Store) -> None:
     for stranger in (replace(load, batch_id="X"), replace(load, generation=2), replace(load, run_id="run-2")):
         with pytest.raises(StoreError, match="is not in the state database"):
             store.save_load(stranger, LoadState.COMMITTING)
-    assert store.newest_load("flow", DAY) == LoadRecord(load, LoadState.STARTED)
+    assert store.load(load.batch_id) == LoadRecord(load, LoadState.STARTED)
 
 
 def test_a_receipt_and_an_error_are_taken_only_where_they_belong(store: Store) -> None:
@@ -572,7 +569,7 @@ def test_an_older_attempt_that_ends_late_leaves_the_newer_one_alone(store: Store
     store.save_load(old, LoadState.COMMITTING)
     assert store.open_loads("flow") == [LoadRecord(old, LoadState.COMMITTING)]
     store.save_load(old, LoadState.FAILED)
-    assert store.newest_load("flow", DAY) == LoadRecord(new, LoadState.SUCCEEDED, receipt)
+    assert store.load(new.batch_id) == LoadRecord(new, LoadState.SUCCEEDED, receipt)
     assert store.succeeded_receipts("flow") == {DAY: receipt}
 
 
@@ -627,7 +624,7 @@ def test_f132_what_the_target_proves_is_adopted_whatever_was_known(store: Store,
     receipt = receipt_of(load, committed_at=NOW + timedelta(days=1))
     for _ in range(2):
         store.adopt(receipt)
-        assert store.newest_load("flow", DAY) == LoadRecord(load, LoadState.SUCCEEDED, receipt)
+        assert store.load(load.batch_id) == LoadRecord(load, LoadState.SUCCEEDED, receipt)
     assert store.open_loads("flow") == []
 
 
@@ -639,7 +636,7 @@ def test_f131_a_lost_database_is_rebuilt_from_the_receipts_of_the_target(store: 
     assert store.succeeded_receipts("flow") == {receipt.day: receipt for receipt in receipts}
     assert store.open_loads("flow") == []
     assert store.begin_load("flow", DAY + timedelta(days=3), "r", NOW, 0).generation == receipts[3].generation + 1
-    found = store.newest_load("flow", DAY)
+    found = store.load(receipts[0].batch_id)
     assert found is not None
     assert found.load.started_at == receipts[0].exported_at
 
@@ -649,9 +646,10 @@ def test_a_foreign_load_of_the_same_generation_is_adopted_beside_the_one_begun_h
     foreign = receipt_of(mine, batch_id="0" * 26, run_id="foreign")
     store.adopt(foreign)
     assert store.succeeded_receipts("flow") == {DAY: foreign}
-    newest = store.newest_load("flow", DAY)
-    assert newest is not None
-    assert newest.receipt == foreign
+    adopted, begun = store.load(foreign.batch_id), store.load(mine.batch_id)
+    assert adopted is not None
+    assert adopted.receipt == foreign
+    assert begun == LoadRecord(mine, LoadState.STARTED)
     store.save_load(mine, LoadState.FAILED)
     assert store.begin_load("flow", DAY, "mine", NOW, 0).generation == 2
 
@@ -849,7 +847,6 @@ class Twins(RuleBasedStateMachine):
 
     @rule(flow_id=flow_ids, day=days)
     def look_at_loads(self, flow_id: str, day: date) -> None:
-        self.both(lambda store: store.newest_load(flow_id, day))
         self.both(lambda store: store.open_loads(flow_id))
         self.both(lambda store: store.load(f"batch-{self.count:03}"))
         self.both(lambda store: list(store.succeeded_receipts(flow_id).items()))
@@ -859,7 +856,6 @@ class Twins(RuleBasedStateMachine):
     def save_flow(self, flow_id: str, name: str) -> None:
         self.both(lambda store: store.save_flow(flow_id, name, {"name": name}))
         self.both(lambda store: store.flows())
-        self.both(lambda store: store.flow("other"))
 
     @rule(run_id=st.sampled_from(["1", "2", "3"]), flow_name=st.sampled_from(["A", "B"]))
     def save_run(self, run_id: str, flow_name: str) -> None:

@@ -478,7 +478,7 @@ def test_an_error_message_with_a_null_character_is_kept_without_it(url: str) -> 
     with open_store(url) as store:
         load = store.begin_load("flow", DAY, "run", NOW, 0)
         store.save_load(load, LoadState.FAILED, error_code="A", error_message="bad \0 byte")
-        found = store.newest_load("flow", DAY)
+        found = store.load(load.batch_id)
         assert found is not None
         assert found.error_message == "bad \N{REPLACEMENT CHARACTER} byte"
 

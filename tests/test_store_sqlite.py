@@ -332,7 +332,7 @@ def test_f130_a_flipped_byte_is_never_more_than_a_store_error(file: Path) -> Non
                 store.find_runs(RunQuery(flow_ids=("flow",)), 10)
                 store.objects("flows")
                 store.take_lease("flow", "other", NOW, 30)
-                store.newest_load("flow", DAY)
+                store.newest_receipts([("flow", DAY)])
                 store.open_loads("flow")
                 store.succeeded_receipts("flow")
                 store.reserve_request("p", NOW, 60, 3)

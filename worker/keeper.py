@@ -159,11 +159,6 @@ class Keeper:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    @property
-    def running(self) -> frozenset[str]:
-        """The ids of the flows that are run here now."""
-        return frozenset(self._running)
-
     def reasons_not_ready(self) -> list[str]:
         """Why nothing can be run at the moment, fit for strangers; empty when it can."""
         reasons = ["the service is ending"] if self._closing else []

@@ -174,8 +174,8 @@ class Registry:
 
     Methods block on the store and may be called from any thread. Those that change an object give it back as stored.
     Refusals are RefusedError; the store's own troubles are StoreError. `hooks` checks the bodies of kinds that belong
-    to other doors (`schemas`, `dataSets`): each takes a body and gives the document to store, or raises. `mappings`
-    compiles a mapping set. `allow_loopback` is False where the service is reachable from other machines.
+    to other doors (`schemas`, `dataSets`): each takes a body and gives the document to store, or raises.
+    `allow_loopback` is False where the service is reachable from other machines.
     """
 
     def __init__(
@@ -186,14 +186,12 @@ class Registry:
         *,
         allow_loopback: bool,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-        mappings: Callable[[Mapping[str, Any], XdmSchema | None], Mapper] = compile_document,
     ) -> None:
         self._store = store
         self._box = box
         self._settings = settings
         self._allow_loopback = allow_loopback
         self._clock = clock
-        self._compile = mappings
         self.hooks: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {}
         self._entries: dict[str, tuple[str, FlowEntry]] = {}
 
@@ -365,7 +363,7 @@ class Registry:
             mapping_document = mapping_set.document
         else:
             mapping_document = dict(file.mapping_document or {})
-        self._compile(mapping_document, schema)
+        compile_document(mapping_document, schema)
         self._check_dataset_free(file.target.dataset_id, file.flow_id)
         self._apply_schema(file, ids[SCHEMAS], schema)
 
@@ -778,7 +776,7 @@ class Registry:
     def _compiled(self, parts: _Parts) -> Mapper:
         document = parts.mapping_set.document
         try:
-            return self._compile(document, self.schema_of(parts.target.document["params"]["dataSetId"]))
+            return compile_document(document, self.schema_of(parts.target.document["params"]["dataSetId"]))
         except ConfigurationError as error:
             raise RefusedError(
                 "FLOW-1419-400",

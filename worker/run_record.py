@@ -8,7 +8,7 @@ samples leave out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID, uuid5
@@ -16,7 +16,7 @@ from uuid import UUID, uuid5
 from worker.model import RunState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Sequence
     from datetime import date, datetime
 
     from worker.model import Issue, Receipt, Run
@@ -27,10 +27,6 @@ COPY_FAMILY: Final = "CONNECTOR-1"
 """Codes of what fails in the export begin so."""
 AFTER_COPY_FAMILIES: Final = ("CONNECTOR-2", "INGEST-")
 """Codes of what fails once the export is whole. Other failures, as a signal, may come at any time."""
-REJECT_MESSAGES: Final = {
-    "INGEST-1401-400": "A line of the export is not an event that can be read.",
-    "INGEST-1555-400": "A required field of the row is null.",
-}
 FLOW_SPEC: Final = {"id": "6499120c-0b15-42dc-936e-847ea3c24d72", "version": "1.0"}
 """RestStorageToAEP, the flow specification of Adobe's Mixpanel source (tutorial, create a flow)."""
 EXPORT_PATH: Final = "/api/2.0/export"
@@ -42,27 +38,17 @@ ORGANISATION: Final = "mixpanel-worker@AdobeOrg"
 """Whose everything here is, where Adobe names an organisation."""
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Who made a run and where, in the fields that Adobe fills from its identity service. Opaque there, constant here:
-    one organisation and one sandbox live in one state database."""
-
-    user: str = "mixpanel-worker"
-    client: str = "mixpanel-worker"
-    org_id: str = ORGANISATION
-    sandbox_id: str = "00000000-0000-0000-0000-000000000000"
-    sandbox_name: str = "prod"
-
-    def document(self) -> dict[str, str]:
-        return {
-            "createdBy": self.user,
-            "updatedBy": self.user,
-            "createdClient": self.client,
-            "updatedClient": self.client,
-            "sandboxId": self.sandbox_id,
-            "sandboxName": self.sandbox_name,
-            "imsOrgId": self.org_id,
-        }
+OWNER: Final = {
+    "createdBy": "mixpanel-worker",
+    "updatedBy": "mixpanel-worker",
+    "createdClient": "mixpanel-worker",
+    "updatedClient": "mixpanel-worker",
+    "sandboxId": "00000000-0000-0000-0000-000000000000",
+    "sandboxName": "prod",
+    "imsOrgId": ORGANISATION,
+}
+"""Who made an object and where, as Adobe fills it from its identity service. Opaque there, constant here: one
+organisation and one sandbox live in one state database."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +56,8 @@ class RunContext:
     """What a document says beyond its run; the defaults are right for a run of the command line.
 
     `base_url` stands before the links, which are relative to the server without it. `receipts`: those of the run's
-    commits that are known; they say which day a batch holds and where the rejects are. `rejects` counts them by code.
-    `queued`: the run was asked for and has not begun.
+    commits that are known; they say which day a batch holds and where the rejects are. `queued`: the run was asked for
+    and has not begun.
     """
 
     base_url: str = ""
@@ -80,32 +66,14 @@ class RunContext:
     one_time: bool = False
     queued: bool = False
     receipts: Sequence[Receipt] = ()
-    rejects: Mapping[str, int] = field(default_factory=dict)
-    identity: Identity = field(default_factory=Identity)
-    flow_spec: Mapping[str, str] = field(default_factory=lambda: FLOW_SPEC)
 
 
 _PLAIN: Final = RunContext()
 
 
-def runs_document(
-    runs: Sequence[Run],
-    *,
-    context_of: Callable[[Run], RunContext] = lambda run: _PLAIN,
-    count: int | None = None,
-    next_href: str | None = None,
-) -> dict[str, Any]:
-    """The answer of `GET /runs`: the runs under `items`.
-
-    `count` is the number of all runs where it was asked for, `next_href` leads to those behind the last one here.
-    """
-    document: dict[str, Any] = {
-        "items": [run_document(run, context=context_of(run)) for run in runs],
-        "_links": {} if next_href is None else {"next": {"href": next_href}},
-    }
-    if count is not None:
-        document["count"] = count
-    return document
+def runs_document(runs: Sequence[Run]) -> dict[str, Any]:
+    """Runs of the command line as `GET /runs` lists them."""
+    return {"items": [run_document(run) for run in runs], "_links": {}}
 
 
 def run_document(run: Run, *, context: RunContext = _PLAIN) -> dict[str, Any]:
@@ -129,10 +97,10 @@ def run_document(run: Run, *, context: RunContext = _PLAIN) -> dict[str, Any]:
         "id": run.id,
         "createdAt": _milliseconds(run.started_at),
         "updatedAt": _updated(run),
-        **context.identity.document(),
+        **OWNER,
         "flowId": run.flow_id,
         "flowName": run.flow_name,
-        "flowSpec": dict(context.flow_spec),
+        "flowSpec": FLOW_SPEC,
         "providerRefId": f"M-{run.flow_id}-{_kind(context)}-0:{run.id}",
         "version": etag,
         "etag": etag,
@@ -200,7 +168,7 @@ def _promotion(run: Run, context: RunContext, status: str, *, failed_at_copy: bo
             "failedRecords": batch_link(context.base_url, batch_id, "row_errors"),
             "sampleErrors": batch_link(context.base_url, batch_id, "row_error_samples.json"),
         }
-    errors = _row_errors(run, context)
+    errors = _row_errors(run)
     if run.state is RunState.FAILED and not failed_at_copy:
         errors.insert(0, {"code": run.error_code, "message": run.error_message})
     if errors:
@@ -313,7 +281,7 @@ def _export_path(day: date) -> str:
     return f"{EXPORT_PATH}?from_date={day}&to_date={day}"
 
 
-def _row_errors(run: Run, context: RunContext) -> list[dict[str, Any]]:
+def _row_errors(run: Run) -> list[dict[str, Any]]:
     errors: list[dict[str, Any]] = []
     if run.tally.failed:
         message = (
@@ -321,10 +289,6 @@ def _row_errors(run: Run, context: RunContext) -> list[dict[str, Any]]:
             f"Review the rejects table for additional details."
         )
         errors.append({"code": ROWS_IN_ERROR, "recordCount": run.tally.failed, "message": message})
-    errors.extend(
-        {"code": code, "recordCount": count, "message": REJECT_MESSAGES.get(code, "The row was rejected.")}
-        for code, count in sorted(context.rejects.items())
-    )
     errors.extend(_issue(issue) for issue in run.issues)
     return errors
 

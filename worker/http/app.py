@@ -138,25 +138,22 @@ def make_app(
     metrics_text: Callable[[], bytes],
     listener: Listener = lambda event: None,
     hosts: frozenset[str] | None = LOOPBACK_HOSTS,
-    metrics_open: bool = False,
     limits: Limits = Limits(),
-    routes_extra: Iterable[web.RouteDef] = (),
 ) -> web.Application:
     """All doors in one application.
 
     `readiness` gives the reasons why no work can be done, fit for strangers; none: ready. It and `metrics_text` are
     called on threads. `hosts` are the names by which a request may call this machine, None any: on loopback the list
     keeps a web page from reaching the service by a name of its own (facts, reliability F160); probes of health may use
-    any. `metrics_open`: /metrics needs no token. `routes_extra` are served beside the others, and not described.
+    any.
     """
-    open_paths = _OPEN_PATHS | {"/metrics"} if metrics_open else _OPEN_PATHS
     app = web.Application(
         client_max_size=limits.body_bytes,
         middlewares=[
             _identified,
             _told(listener),
             _known_by(hosts),
-            _admitted(gate, open_paths),
+            _admitted(gate),
             _paced(limits.requests),
             _read(limits),
         ],
@@ -179,7 +176,7 @@ def make_app(
 
     served.append(web.get("/openapi.json", described))
     document = orjson.dumps(openapi.document(served), option=orjson.OPT_INDENT_2)
-    app.add_routes(_with_slashes([*served, *routes_extra]))
+    app.add_routes(_with_slashes(served))
     app.on_response_prepare.append(_add_headers)
     return app
 
@@ -270,11 +267,11 @@ def _known_by(hosts: frozenset[str] | None) -> Any:  # noqa: ANN401
     return known_by
 
 
-def _admitted(gate: Gate, open_paths: frozenset[str]) -> Any:  # noqa: ANN401
+def _admitted(gate: Gate) -> Any:  # noqa: ANN401
     @web.middleware
     async def admitted(request: web.Request, handler: Handler) -> web.StreamResponse:
         # by the route, not by the text of the path: nothing else is open
-        if route_path(request) not in open_paths:
+        if route_path(request) not in _OPEN_PATHS:
             authorization = request.headers.getall("Authorization", [])
             request[CALLER] = await gate.admit(
                 authorization[0] if len(authorization) == 1 else None, request.remote or ""

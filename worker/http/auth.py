@@ -245,8 +245,8 @@ class Gate:
         return Issued(token, _seconds(LIFE))
 
 
-def stale_tokens(stored: Iterable[StoredObject], now: datetime, most: int = MOST_TOKENS) -> list[str]:
-    """The ids of the tokens that nobody needs: run out, unreadable, or beyond `most` of a client. Oldest come first."""
+def stale_tokens(stored: Iterable[StoredObject], now: datetime) -> list[str]:
+    """The ids of the tokens that nobody needs: run out, unreadable, or beyond MOST_TOKENS of a client; oldest first."""
     stale: list[str] = []
     live: dict[str, list[str]] = {}
     for found in stored:
@@ -256,7 +256,7 @@ def stale_tokens(stored: Iterable[StoredObject], now: datetime, most: int = MOST
         else:
             live.setdefault(record.client_id, []).append(found.id)
     for ids in live.values():
-        stale += ids[: max(len(ids) - most, 0)]
+        stale += ids[: max(len(ids) - MOST_TOKENS, 0)]
     return stale
 
 

@@ -43,7 +43,7 @@ async def read_body(request: web.Request, limit_bytes: int, seconds: float) -> b
         raise bad_request("The body ended before its end.") from None
 
 
-def parse_body(body: bytes, *, max_depth: int = MAX_DEPTH) -> object:
+def parse_body(body: bytes) -> object:
     """The JSON value in `body`. Raises ApiError 400 for what is no JSON, and for values that no store can keep."""
     try:
         value: object = orjson.loads(body)
@@ -51,11 +51,11 @@ def parse_body(body: bytes, *, max_depth: int = MAX_DEPTH) -> object:
         # the text of the error never repeats the body
         raise bad_request(f"The request body is not JSON: {error.msg} (line {error.lineno}).") from None
     level: list[object] = [value]
-    for _ in range(max_depth):
+    for _ in range(MAX_DEPTH):
         level = [inner for node in level for inner in _inner(node)]
         if not level:
             return value
-    raise bad_request(f"The request body is nested deeper than {max_depth} levels.")
+    raise bad_request(f"The request body is nested deeper than {MAX_DEPTH} levels.")
 
 
 def json_object(request: web.Request) -> dict[str, Any]:

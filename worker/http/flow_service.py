@@ -47,7 +47,7 @@ from worker.registry import (
     TARGETS,
     RefusedError,
 )
-from worker.run_record import Identity, RunContext, run_document, run_etag
+from worker.run_record import OWNER, RunContext, run_document, run_etag
 from worker.runner import QUEUED
 from worker.store import RunQuery
 
@@ -67,9 +67,6 @@ if TYPE_CHECKING:
 BASE: Final = "/data/foundation/flowservice"
 PREVIEW_ROWS: Final = 100
 """Most rows that a preview of Adobe's shows (facts, aep 8)."""
-
-OWNER: Final = Identity().document()
-"""What Adobe says of its users and tenants; here there is one of each."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)

@@ -98,9 +98,6 @@ class Store(Protocol):
     def save_flow(self, flow_id: str, name: str, definition: Mapping[str, Any]) -> None:
         """Create or replace a flow. The caller guarantees that `definition` holds no secret."""
 
-    def flow(self, flow_id: str) -> StoredFlow | None:
-        """The flow, or None."""
-
     def flows(self) -> list[StoredFlow]:
         """All flows, by name."""
 
@@ -203,12 +200,6 @@ class Store(Protocol):
 
     def open_loads(self, flow_id: str) -> list[LoadRecord]:
         """The loads that are STARTED or COMMITTING, oldest start first: on start, each is a question to the target."""
-
-    def newest_load(self, flow_id: str, day: date) -> LoadRecord | None:
-        """The load with the highest generation of a day, whatever its state, or None.
-
-        A foreign load adopted under a generation that is in use here goes before the one begun here.
-        """
 
     def succeeded_receipts(self, flow_id: str) -> dict[date, Receipt]:
         """The receipt of the newest succeeded load of each day that has one, in the order of the days."""

@@ -55,9 +55,6 @@ class MemoryStore:
         with self._lock:
             self._flows[flow_id] = (name, encode(definition))
 
-    def flow(self, flow_id: str) -> StoredFlow | None:
-        return next((flow for flow in self.flows() if flow.flow_id == flow_id), None)
-
     def flows(self) -> list[StoredFlow]:
         with self._lock:
             found = [StoredFlow(key, name, decode_document(text)) for key, (name, text) in self._flows.items()]
@@ -161,7 +158,11 @@ class MemoryStore:
 
     def begin_load(self, flow_id: str, day: date, run_id: str, now: datetime, after_generation: int) -> Load:
         with self._lock:
-            generations = [record.load.generation for record in self._loads_of(flow_id, day)]
+            generations = [
+                record.load.generation
+                for record in self._loads.values()
+                if (record.load.flow_id, record.load.day) == (flow_id, day)
+            ]
             load = next_load(flow_id, day, run_id, now, newest_generation=max([*generations, after_generation]))
             self._loads[load.batch_id] = LoadRecord(load, LoadState.STARTED)
             return load
@@ -196,11 +197,6 @@ class MemoryStore:
             found = [item for item in self._loads.values() if item.load.flow_id == flow_id]
         found = [item for item in found if item.state in OPEN_STATES]
         return sorted(found, key=lambda item: (item.load.started_at, item.load.generation, item.load.day))
-
-    def newest_load(self, flow_id: str, day: date) -> LoadRecord | None:
-        with self._lock:
-            found = self._loads_of(flow_id, day)
-        return max(found, key=_age, default=None)
 
     def succeeded_receipts(self, flow_id: str) -> dict[date, Receipt]:
         with self._lock:
@@ -252,13 +248,6 @@ class MemoryStore:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    def _loads_of(self, flow_id: str, day: date) -> list[LoadRecord]:
-        return [item for item in self._loads.values() if (item.load.flow_id, item.load.day) == (flow_id, day)]
-
-
-def _age(record: LoadRecord) -> tuple[int, bool, str]:
-    return record.load.generation, record.receipt is not None, record.load.batch_id
 
 
 def _place(run: Run) -> tuple[datetime, str]:

@@ -106,11 +106,6 @@ class SqlStore:
         with self._transaction(self._writer) as connection:
             _upsert(connection, FLOWS, FLOWS.c.flow_id == flow_id, values)
 
-    def flow(self, flow_id: str) -> StoredFlow | None:
-        with self._transaction(self._reader) as connection:
-            row = connection.execute(select(FLOWS).where(FLOWS.c.flow_id == flow_id)).one_or_none()
-        return None if row is None else _stored_flow(row)
-
     def flows(self) -> list[StoredFlow]:
         with self._transaction(self._reader) as connection:
             rows = connection.execute(select(FLOWS).order_by(FLOWS.c.name, FLOWS.c.flow_id)).all()
@@ -280,17 +275,6 @@ class SqlStore:
         with self._transaction(self._reader) as connection:
             rows = connection.execute(query).all()
         return [_load_record(row) for row in rows]
-
-    def newest_load(self, flow_id: str, day: date) -> LoadRecord | None:
-        query = (
-            select(LOADS)
-            .where(LOADS.c.flow_id == flow_id, LOADS.c.day == day.isoformat())
-            .order_by(LOADS.c.generation.desc(), LOADS.c.receipt.is_(None), LOADS.c.batch_id.desc())
-            .limit(1)
-        )
-        with self._transaction(self._reader) as connection:
-            row = connection.execute(query).one_or_none()
-        return None if row is None else _load_record(row)
 
     def succeeded_receipts(self, flow_id: str) -> dict[date, Receipt]:
         succeeded = and_(LOADS.c.flow_id == flow_id, LOADS.c.state == LoadState.SUCCEEDED.value)
