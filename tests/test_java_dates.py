@@ -10,7 +10,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from worker.mapping.java_dates import MAX_PATTERN_CHARACTERS, Clock, PatternError, compile_pattern, days_from_civil
+from worker.mapping.java_dates import (
+    MAX_PATTERN_CHARACTERS,
+    Clock,
+    PatternError,
+    compile_pattern,
+    days_from_civil,
+    write_iso,
+)
 from worker.mapping.time_zones import EPOCH
 
 MICROSECOND = timedelta(microseconds=1)
@@ -240,3 +247,17 @@ def test_slices_of_columns_are_read() -> None:
     texts = pa.array(["x", "2019-10-23", None, "2019-10-24"])[1:]
     assert compile_pattern("yyyy-MM-dd").read(texts).valid.tolist() == [True, False, True]
     assert compile_pattern("yyyy-MM-dd").read(texts[:0]).valid.tolist() == []
+
+
+@given(st.lists(DATES, max_size=6))
+@example([NOON, SAMPLE, SAMPLE.replace(microsecond=678_000), SAMPLE.replace(microsecond=100)])
+def test_iso_is_that_of_python(dates: list[datetime]) -> None:
+    local = np.array([(date.replace(tzinfo=UTC) - EPOCH) // MICROSECOND for date in dates], dtype=np.int64)
+    offsets = np.array([(date.utcoffset() or timedelta()).total_seconds() for date in dates], dtype=np.int32)
+
+    def reference(date: datetime) -> str:
+        micro = date.microsecond
+        precision = "microseconds" if micro % 1000 else "milliseconds" if micro else "seconds"
+        return date.isoformat(timespec=precision).replace("+00:00", "Z")
+
+    assert write_iso(local, offsets).to_pylist() == [reference(date) for date in dates]

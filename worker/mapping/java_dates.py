@@ -422,6 +422,20 @@ class Pattern:
         return _Reader(self.elements)
 
 
+_ISO = tuple(compile_pattern(f"yyyy-MM-dd'T'HH:mm:ss{fraction}XXXXX") for fraction in ("", ".SSS", ".SSSSSS"))
+
+
+def write_iso(local: Positions, offsets: Offsets) -> Texts:
+    """ISO 8601 with the offset; a fraction, if any, of three digits or six. Years are 1 to 9999."""
+    micro = local % MICROSECONDS
+    form = (micro != 0).astype(np.int64) + (micro % 1000 != 0)
+    if not len(form) or (form == form[0]).all():
+        return _ISO[int(form[0]) if len(form) else 0].write(local, offsets)
+    rows = [np.flatnonzero(form == number) for number in range(len(_ISO))]
+    parts = [pattern.write(local[at], offsets[at]) for pattern, at in zip(_ISO, rows, strict=True)]
+    return _pa.concat_arrays(parts).take(pa.array(np.argsort(np.concatenate(rows))))
+
+
 # Reading
 
 _OFFSET_REGEX = r"[Zz]|[+-][0-9]{2}(?::?[0-5][0-9])?"

@@ -29,6 +29,8 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute
 
+from worker.mapping.java_dates import write_iso
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -639,24 +641,10 @@ def _write_scalars(kind: Kind, plane: Plane) -> Texts:
 
 def iso_texts(dates: Any) -> Any:  # noqa: ANN401 - a StructArray of DATE_TYPE, a StringArray
     """ISO 8601 with the offset: `2019-10-23T11:24:35Z`, `2019-10-23T13:24:35.250+02:00`; a fraction if any."""
-    instants, offsets = pc.struct_field(dates, "instant"), pc.struct_field(dates, "offset")
-    local = pc.add(pc.cast(instants, pa.int64()), pc.multiply(pc.cast(offsets, pa.int64()), 1_000_000))
-    text = pc.strftime(local.view(pa.timestamp("us")), format="%Y-%m-%dT%H:%M:%S")
-    # strftime writes the fraction of the array's unit: none, three, or six digits are wanted
-    text = pc.replace_substring_regex(text, r"\.000000$", "")
-    text = pc.replace_substring_regex(text, r"(\.[0-9]{3})000$", r"\1")
-    zone: Any = pa.repeat("Z", len(dates))
-    if pc.any(pc.not_equal(offsets, 0)).as_py():
-        minutes = pc.divide(pc.abs(offsets), 60)
-        hour, minute = pc.divide(minutes, 60), pc.subtract(minutes, pc.multiply(pc.divide(minutes, 60), 60))
-        sign = pc.if_else(pc.less(offsets, 0), "-", "+")
-        written = pc.binary_join_element_wise(sign, _two_digits(hour), ":", _two_digits(minute), "")
-        zone = pc.if_else(pc.equal(offsets, 0), "Z", written)
-    return pc.binary_join_element_wise(text, zone, "")
-
-
-def _two_digits(numbers: Any) -> Any:  # noqa: ANN401 - an integer array, a StringArray
-    return pc.utf8_lpad(pc.cast(numbers, pa.string()), 2, "0")
+    instants = np.asarray(pc.fill_null(pc.cast(pc.struct_field(dates, "instant"), pa.int64()), 0))
+    offsets = np.asarray(pc.fill_null(pc.struct_field(dates, "offset"), 0))
+    texts = write_iso(instants + offsets.astype(np.int64) * 1_000_000, offsets)
+    return _where(texts, _is_valid(dates))
 
 
 _CONTROLS = {chr(code): orjson.dumps(chr(code)).decode()[1:-1] for code in range(32)}
