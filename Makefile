@@ -12,7 +12,7 @@ GONE := $(shell test -x $(BIN)/python || rm -f $(VENV)/.installed $(VENV)/.insta
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench bench-service clean
+.PHONY: help install demo test lint format bench bench-mapping bench-service clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1  -  \2/p' Makefile
@@ -37,6 +37,9 @@ format: $(VENV)/.installed-dev ## put the code into the one format
 
 bench: $(VENV)/.installed ## measure the main job beside curl and DuckDB (needs curl, takes minutes)
 	$(BIN)/python -m benchmarks.bench $(ARGS)
+
+bench-mapping: $(VENV)/.installed ## measure mapping by expressions beside the tutorial's set and beside Python row by row
+	$(BIN)/python -m benchmarks.mapping $(ARGS)
 
 bench-service: $(VENV)/.installed-dev ## measure the service with 1,000 flows and 100,000 runs (with PostgreSQL where it is)
 	$(BIN)/python -m benchmarks.service $(ARGS)

@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FIRST_DAY = date(2026, 3, 2)
 DAYS = 3
 SEED = 20260302
+TUTORIAL = ROOT / "mappings" / "mixpanel-tutorial" / "mapping.json"
 
 FLOW = """
 baseConnection:
@@ -114,11 +115,10 @@ def run_size(rows: int, rounds: int) -> None:
     )
 
 
-def run_worker(folder: Path, url: str, days: list[date]) -> Measure:
+def run_worker(folder: Path, url: str, days: list[date], mapping: Path = TUTORIAL) -> Measure:
     target = folder / "worker"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
-    mapping = ROOT / "mappings" / "mixpanel-tutorial" / "mapping.json"
     flow = FLOW.format(username=DEMO_USERNAME, url=url, project=DEMO_PROJECT_ID, mapping=mapping)
     (target / "flow.yaml").write_text(flow)
     environ = os.environ | {
