@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.functions_of_mapping import ANYTHING, DATES, FAILED, INTEGERS, check_rows_alone, column_of, of, over
+from worker.mapping.expression import Expression
 from worker.mapping.functions import REGISTRY
 from worker.mapping.functions.base import Call
 from worker.mapping.functions.dates import DEFAULT_FORMATS, dates_of
@@ -41,6 +42,17 @@ def test_the_documented_examples(name: str, arguments: tuple[object, ...], value
     literals = [Values.repeat(argument, 4) for argument in arguments if isinstance(argument, str | int)]
     assert over(name, *literals) == [value] * 4
     assert value in [example.value for example in REGISTRY.by_name[name].examples]
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _, _ in EXAMPLES}))
+def test_the_documented_expressions(name: str) -> None:
+    def read(*_: object) -> Values:
+        raise AssertionError("they read nothing")
+
+    for example in REGISTRY.by_name[name].examples:
+        outcome = Expression.of(example.expression).evaluate(10, read, MOMENT)
+        assert outcome.values.to_pylist() == [example.value] * 10
+        assert not outcome.failures
 
 
 def test_now_is_one_moment() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.functions_of_mapping import ANYTHING, FAILED, check_rows_alone, of, over
+from worker.mapping.expression import Expression
 from worker.mapping.functions import REGISTRY
 from worker.mapping.functions.user_agents import recognise
 from worker.mapping.values import Values
@@ -32,12 +34,19 @@ FUNCTIONS = {
 }
 
 
+def read_nothing(*_: object) -> Values:
+    raise AssertionError("the expression reads nothing")
+
+
 @pytest.mark.parametrize(("name", "value"), FUNCTIONS.items())
 def test_the_documented_examples(name: str, value: str) -> None:
     assert of(name, IPHONE) == value
     assert over(name, [None, IPHONE] * 5) == [None, value] * 5
     assert over(name, Values.repeat(IPHONE, 10)) == [value] * 10
-    assert [example.value for example in REGISTRY.by_name[name].examples] == [value]
+    (example,) = REGISTRY.by_name[name].examples
+    assert example.value == value
+    outcome = Expression.of(example.expression).evaluate(10, read_nothing, datetime.now(UTC))
+    assert outcome.values.to_pylist() == [value] * 10
     assert of(name, [IPHONE]) is FAILED
 
 

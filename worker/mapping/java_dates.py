@@ -440,7 +440,12 @@ def write_iso(local: Positions, offsets: Offsets) -> Texts:
 
 _OFFSET_REGEX = r"[Zz]|[+-][0-9]{2}(?::?[0-5][0-9])?"
 _ZONE_REGEX = rf"{_OFFSET_REGEX}|[A-Za-z][A-Za-z0-9_+-]*(?:/[A-Za-z0-9_+-]+)*(?::[0-5][0-9])?"
-_LONGEST_ZONE = 48  # the longest name of a place has 32 bytes
+_LONGEST_OFFSET, _LONGEST_ZONE = 6, 48  # the longest name of a place has 32 bytes
+
+
+def _is_offset(letters: str) -> bool:
+    """Whether these letters stand for an offset only, not for the name of a zone."""
+    return letters[0] in "Xx" or letters in ("Z", "ZZ", "ZZZ", "ZZZZZ")
 
 
 def _regex(element: Element, numbers: Iterator[int]) -> str:
@@ -457,7 +462,7 @@ def _regex(element: Element, numbers: Iterator[int]) -> str:
                 raise PatternError("a name of one letter can be written, but not read")
             held = f"(?i:{'|'.join(map(re.escape, names))})"
         case Place(letters):
-            held = _OFFSET_REGEX if letters[0] in "Xx" or letters in ("Z", "ZZ", "ZZZ", "ZZZZZ") else _ZONE_REGEX
+            held = _OFFSET_REGEX if _is_offset(letters) else _ZONE_REGEX
     return f"(?P<g{next(numbers)}>{held})"
 
 
@@ -472,8 +477,8 @@ def _width(element: Element) -> tuple[int, int]:
         case Name(_, _, names):
             lengths = [len(name) for name in names]
             return min(lengths), max(lengths)
-        case Place():
-            return 1, _LONGEST_ZONE
+        case Place(letters):
+            return 1, _LONGEST_OFFSET if _is_offset(letters) else _LONGEST_ZONE
         case Section(elements):
             return 0, sum(_width(element)[1] for element in elements)
 
@@ -763,6 +768,8 @@ class _Writer:
                     yield from self._blocks(inner)
 
     def _zones(self, letters: str) -> Bytes:
+        if len(self.offsets) and (self.offsets == self.offsets[0]).all():
+            return np.frombuffer(_zone_text(letters, int(self.offsets[0])).encode(), dtype=np.uint8)
         different, places = np.unique(self.offsets, return_inverse=True)
         return _table(tuple(_zone_text(letters, offset) for offset in different.tolist()))[places]
 
