@@ -153,7 +153,10 @@ class Values:
         for row, value in enumerate(values):
             kind, plain = _of_python(value)
             if kind is not Kind.NULL:
-                found.setdefault(kind, [None] * len(values))[row] = plain
+                column = found.get(kind)
+                if column is None:
+                    column = found[kind] = [None] * len(values)
+                column[row] = plain
         planes: dict[Kind, Plane] = {
             kind: Items.from_python(column) if kind not in ARROW_TYPES else pa.array(column, ARROW_TYPES[kind])
             for kind, column in found.items()
@@ -491,9 +494,9 @@ class Items:
     def without_older(self) -> Items:
         """Of equal keys in an object only the last one, in the place of the first."""
         codes = self._codes()
-        _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
-        if len(first) == len(codes):
+        if _all_differ(codes):
             return self
+        _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
         last = np.zeros(len(first), dtype=np.int64)
         np.maximum.at(last, inverse, np.arange(len(codes)))
         order = np.argsort(first)
@@ -506,11 +509,10 @@ class Items:
     def without_newer(self) -> Items:
         """Of equal keys in an object only the first one."""
         codes = self._codes()
-        _, first = np.unique(codes, return_index=True)
-        if len(first) == len(codes):
+        if _all_differ(codes):
             return self
         chosen = np.zeros(len(codes), dtype=bool)
-        chosen[first] = True
+        chosen[np.unique(codes, return_index=True)[1]] = True
         return self.select(chosen)
 
     def to_json(self) -> Texts:
@@ -614,6 +616,12 @@ def _kind_of_type(data_type: pa.DataType) -> Kind:
         return Kind.BOOLEAN
     assert data_type == DATE_TYPE, data_type
     return Kind.DATE
+
+
+def _all_differ(numbers: Positions) -> bool:
+    # a plain sort is many times as fast as one that says where each number was
+    ordered = np.sort(numbers)
+    return not bool((ordered[1:] == ordered[:-1]).any())
 
 
 def _is_valid(plane: Plane | Any) -> Mask:  # noqa: ANN401 - an Arrow array
