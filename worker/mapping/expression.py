@@ -12,7 +12,6 @@ each of them. What is not there is null.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,6 +45,7 @@ from worker.mapping.values import Items, Kind, Values
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from worker.mapping.attributes import Attributes
     from worker.mapping.functions.base import Function, Returns
     from worker.mapping.language.tree import Expression as Node
     from worker.mapping.sources import SourcePath
@@ -99,6 +99,8 @@ class Expression:
         self._step = compiler.compile(node)
         self.attributes: tuple[Alternatives, ...] = tuple(compiler.attributes)
         self.deterministic = compiler.deterministic
+        # to find equal rows costs more than to copy a value
+        self._shareable = compiler.deterministic and not isinstance(node, Name | Member | Item | Every)
         self.returns: Returns = _returns(node)
         if not self.attributes:
             self._check_constant(node)
@@ -126,9 +128,19 @@ class Expression:
             node = Member(node, name)
         return cls(node)
 
-    def evaluate(self, rows: int, read: Read, moment: datetime) -> Outcome:
-        """Evaluate over a block of so many rows; `moment`, aware, is what `now()` gives."""
-        return self._evaluate(Block(Call(rows, moment), read))
+    def evaluate(self, attributes: Attributes) -> Outcome:
+        """Evaluate over a block of events; of rows that are equal in what is read, only one is."""
+        block = Block(Call(attributes.rows, attributes.moment), attributes.read)
+        distinct = attributes.distinct(self.attributes) if self._shareable else None
+        if distinct is None:
+            return self._evaluate(block)
+        outcome = self._evaluate(block.part(distinct.rows))
+        failures = []
+        for reason, at in outcome.failures:
+            failed = np.zeros(len(distinct.rows), dtype=bool)
+            failed[at] = True
+            failures.append((reason, np.flatnonzero(failed[distinct.codes])))
+        return Outcome(outcome.values.take(distinct.codes), tuple(failures))
 
     def _evaluate(self, block: Block) -> Outcome:
         rows = block.call.rows
@@ -150,7 +162,7 @@ class Expression:
 
     def _check_constant(self, node: Node) -> None:
         """An expression that reads nothing and fails would fail for every event."""
-        outcome = self.evaluate(1, _nothing, datetime.now(UTC))
+        outcome = self._evaluate(Block(Call(1), _nothing))
         if outcome.failures:
             raise ExpressionError(node.column, outcome.failures[0][0])
 

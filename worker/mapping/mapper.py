@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from worker.errors import ConfigurationError
+from worker.mapping.attributes import Attributes
 from worker.mapping.context import FLOW
 from worker.mapping.conversions import conversion_to
 from worker.mapping.mapping_set import SourceType
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from worker.mapping.sources import SourcePath
     from worker.mapping.values import Mask, Plane, Positions
     from worker.mapping.xdm import XdmSchema
-
-    _Read = Callable[[tuple[SourcePath, ...], Positions | None], Values]
 
 # The stubs of pyarrow refuse arguments that its functions take, such as a scalar beside an array.
 pc: Any = pyarrow.compute
@@ -168,33 +167,12 @@ class Mapper:
         null, for the paths of `kinds_of`. All arrays have the length of the block, which may be 0.
         """
         assert len(texts) == len(self.paths), f"{len(texts)} arrays of texts for {len(self.paths)} paths"
-        rows = len(texts[0])
-        attributes: dict[tuple[SourcePath, ...], Values] = {}
-
-        def read(alternatives: tuple[SourcePath, ...], some: Positions | None) -> Values:
-            if alternatives[0][0] == FLOW:
-                return Values.repeat(context.facts[alternatives[0][1]], rows if some is None else len(some))
-            if (known := attributes.get(alternatives)) is not None:
-                return known if some is None else known.take(some)
-            candidates = []
-            for position in (self._positions[path] for path in alternatives):
-                text, kind = texts[position], kinds[position]
-                assert kind is not None, f"the kinds of {self.paths[position]} were not asked for"
-                # a tree is read only in the rows where it is wanted
-                candidates.append(
-                    Values.from_json(text, kind)
-                    if some is None
-                    else Values.from_json(text.take(_pa.array(some)), kind[some])
-                )
-            values = _first_value(candidates)
-            if some is None:
-                attributes[alternatives] = values
-            return values
-
+        attributes = Attributes(self._positions, texts, kinds, context)
+        rows = attributes.rows
         leafs = []
         for column, convert in zip(self._columns, self._converts, strict=True):
             if column.expression is not None:
-                leafs.append(_expressed(column, column.expression.evaluate(rows, read, context.moment), read))
+                leafs.append(_expressed(column, column.expression.evaluate(attributes), attributes))
             elif column.constant is not None:
                 leafs.append(_Leaf(pa.repeat(column.constant, rows)))
             else:
@@ -251,7 +229,7 @@ def _converted(column: _Column, source: pa.StringArray, convert: Callable[[pa.St
     return leaf
 
 
-def _expressed(column: _Column, outcome: Outcome, read: _Read) -> _Leaf:
+def _expressed(column: _Column, outcome: Outcome, attributes: Attributes) -> _Leaf:
     assert column.expression is not None
     values = outcome.values
     if EVERY in column.destination:
@@ -270,7 +248,7 @@ def _expressed(column: _Column, outcome: Outcome, read: _Read) -> _Leaf:
         mask = np.zeros(values.length, dtype=np.bool_)
         mask[at] = True
         leaf.problems.append(
-            (reason, mask, lambda row: _sample([read(source, np.array([row])) for source in sources], 0))
+            (reason, mask, lambda row: _sample([attributes.read(source, np.array([row])) for source in sources], 0))
         )
     return leaf
 
@@ -406,17 +384,6 @@ def _first_not_null(candidates: Sequence[pa.StringArray]) -> pa.StringArray:
             chosen = candidate
         elif candidate.null_count < len(candidate):
             chosen = pc.coalesce(chosen, candidate)
-    return chosen
-
-
-def _first_value(candidates: Sequence[Values]) -> Values:
-    chosen = candidates[0]
-    for candidate in candidates[1:]:
-        null = chosen.is_null()
-        if null.all():
-            chosen = candidate
-        elif null.any() and candidate.present:
-            chosen = Values.choose(null.astype(np.int64), [chosen, candidate])
     return chosen
 
 
