@@ -493,26 +493,20 @@ class Items:
 
     def without_older(self) -> Items:
         """Of equal keys in an object only the last one, in the place of the first."""
-        codes = self._codes()
-        if _all_differ(codes):
+        first, last = _ends_of_equals(self._codes())
+        if len(first) == len(self.values):
             return self
-        _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
-        last = np.zeros(len(first), dtype=np.int64)
-        np.maximum.at(last, inverse, np.arange(len(codes)))
-        order = np.argsort(first)
-        at = last[order]
-        lengths = np.bincount(self.rows[first[order]], minlength=len(self)).astype(np.int64)
-        return Items.of_lengths(
-            lengths, self.values.take(at), valid=self.valid, keys=self._keys.take(pa.array(first[order]))
-        )
+        keys = self._keys.take(pa.array(first))
+        lengths = np.bincount(self.rows[first], minlength=len(self)).astype(np.int64)
+        return Items.of_lengths(lengths, self.values.take(last), valid=self.valid, keys=keys)
 
     def without_newer(self) -> Items:
         """Of equal keys in an object only the first one."""
-        codes = self._codes()
-        if _all_differ(codes):
+        first, _ = _ends_of_equals(self._codes())
+        if len(first) == len(self.values):
             return self
-        chosen = np.zeros(len(codes), dtype=bool)
-        chosen[np.unique(codes, return_index=True)[1]] = True
+        chosen = np.zeros(len(self.values), dtype=bool)
+        chosen[first] = True
         return self.select(chosen)
 
     def to_json(self) -> Texts:
@@ -621,10 +615,19 @@ def _kind_of_type(data_type: pa.DataType) -> Kind:
     return Kind.DATE
 
 
-def _all_differ(numbers: Positions) -> bool:
-    # a sort that does not say where each number was is faster, a stable one as well where they nearly are in order
+def _ends_of_equals(numbers: Positions) -> tuple[Positions, Positions]:
+    """The places of the first and of the last of all equal numbers, in the order of the first ones."""
+    # a stable sort is many times as fast as the default one for numbers that are nearly in order
     ordered = np.sort(numbers, kind="stable")
-    return not bool((ordered[1:] == ordered[:-1]).any())
+    differs = ordered[1:] != ordered[:-1]
+    if differs.all():
+        every = np.arange(len(numbers))
+        return every, every
+    order = np.argsort(numbers, kind="stable")
+    starts = np.concatenate([[0], np.flatnonzero(differs) + 1])
+    first, last = order[starts], order[np.append(starts[1:], len(order)) - 1]
+    sequence = np.argsort(first, kind="stable")
+    return first[sequence], last[sequence]
 
 
 def _is_valid(plane: Plane | Any) -> Mask:  # noqa: ANN401 - an Arrow array
