@@ -14,6 +14,7 @@ from worker import events
 from worker.errors import ConfigurationError, DayNotBegunError, ExportBrokenError, FlowBusyError
 from worker.flow_file import load_flow
 from worker.lease import FlowLease, holder_name
+from worker.mapping.context import Context
 from worker.mapping.mapper import compile_mapper
 from worker.mapping.mapping_set import load_mapping_set, parse_mapping_set
 from worker.mixpanel.calendar import calendar_zone, day_bounds, today
@@ -386,14 +387,21 @@ def _preview(prepared: PreparedFlow, settings: Settings, day: date, head: bytes,
 
     lines = head.removeprefix(BYTE_ORDER_MARK).split(b"\n")[:rows]
     data = b"\n".join(lines) + b"\n"
+    mapper = prepared.mapper
     with closing(
-        Decoder(prepared.mapper.paths, max_line_bytes=settings.max_line_bytes, max_raw_bytes=settings.max_reject_bytes)
+        Decoder(
+            mapper.paths,
+            max_line_bytes=settings.max_line_bytes,
+            max_raw_bytes=settings.max_reject_bytes,
+            kinds_of=mapper.kinds_of,
+        )
     ) as decoder:
         decoded = decoder.decode(Block(data))
     for reject in decoded.rejects:
         if is_sentinel(reject.raw):
             raise ExportBrokenError("Mixpanel ended the export before its end.", reason="terminated_early")
-    mapped = prepared.mapper.map(decoded.texts[: len(prepared.mapper.paths)])
+    wanted = len(mapper.paths)
+    mapped = mapper.map(decoded.texts[:wanted], decoded.kinds[:wanted], Context.of(prepared.flow.source, now_utc()))
     records = [_record(lines[row]) for row in decoded.rows]
     kept = set(range(mapped.batch.num_rows)) - set(mapped.rejected.tolist())
     rejects = [f"line {reject.row + 1}: {reject.reason}" for reject in decoded.rejects]
@@ -403,7 +411,7 @@ def _preview(prepared: PreparedFlow, settings: Settings, day: date, head: bytes,
     return Preview(
         day,
         explore_document(records),
-        [row for index, row in enumerate(mapped.batch.to_pylist()) if index in kept],
+        [row for index, row in enumerate(mapped.batch.to_pylist(maps_as_pydicts="lossy")) if index in kept],
         rejects,
         [f"{issue.message} ({issue.count} rows, first: {issue.sample!r})" for issue in mapped.warnings],
     )
