@@ -38,6 +38,9 @@ def test_offsets_and_moments_are_those_of_python(place: str, times: list[datetim
     # Python moves a time that is skipped on, and takes the earlier of two, as wanted here
     moments = [(time.replace(tzinfo=reference).astimezone(UTC) - EPOCH) // MICROSECOND for time in times]
     assert zone.instants_of(column).tolist() == moments
+    # many moments are looked up in another way
+    assert zone.offsets_at(np.tile(column, 65)).tolist() == zone.offsets_at(column).tolist() * 65
+    assert zone.instants_of(np.tile(column, 65)).tolist() == moments * 65
 
 
 @pytest.mark.parametrize(

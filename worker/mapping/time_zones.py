@@ -78,6 +78,7 @@ def _seconds(year: int) -> int:
 _CYCLE = 146_097 * DAY
 _FIRST, _LAST = _seconds(1800), _seconds(2038) + _CYCLE
 _BUCKET_BITS = 25  # 388 days
+_FEW = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,10 @@ class Zone:
             seconds = np.where(seconds >= _LAST, _LAST - _CYCLE + (seconds - _LAST) % _CYCLE, seconds)
         if lowest < _FIRST:
             seconds = np.maximum(seconds, _FIRST)
+        if len(seconds) <= _FEW:
+            # each year that is looked up costs hundreds of questions
+            zone = ZoneInfo(self.place)
+            return np.array([_offset_at(zone, second) for second in seconds.tolist()], dtype=np.int32)
         buckets = seconds >> _BUCKET_BITS
         first, last = int(buckets.min()), int(buckets.max())
         used = [first] if first == last else np.unique(buckets).tolist()
@@ -150,18 +155,18 @@ def _places() -> frozenset[str]:
 def _changes(place: str, bucket: int) -> tuple[Positions, Offsets]:
     """From which seconds on which offsets hold; the first one is the start of the bucket."""
     zone = ZoneInfo(place)
-
-    def offset_at(second: int) -> int:
-        offset = (EPOCH + timedelta(seconds=second)).astimezone(zone).utcoffset()
-        assert offset is not None
-        return int(offset.total_seconds())
-
     start, end = bucket << _BUCKET_BITS, (bucket + 1) << _BUCKET_BITS
-    starts, offsets = [start], [offset_at(start)]
+    starts, offsets = [start], [_offset_at(zone, start)]
     # no zone has changed twice within a day
     for earlier, later in pairwise([*range(start, end, DAY), end - 1]):
-        if (offset := offset_at(later)) != offsets[-1]:
+        if (offset := _offset_at(zone, later)) != offsets[-1]:
             passed = range(earlier + 1, later + 1)
-            starts.append(passed[bisect_left(passed, x=True, key=lambda second: offset_at(second) == offset)])
+            starts.append(passed[bisect_left(passed, x=True, key=lambda second: _offset_at(zone, second) == offset)])
             offsets.append(offset)
     return np.array(starts, dtype=np.int64), np.array(offsets, dtype=np.int32)
+
+
+def _offset_at(zone: ZoneInfo, second: int) -> int:
+    offset = (EPOCH + timedelta(seconds=second)).astimezone(zone).utcoffset()
+    assert offset is not None
+    return int(offset.total_seconds())
