@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import socket
 from collections import Counter
 from contextlib import contextmanager, suppress
 from copy import copy
@@ -22,7 +23,20 @@ from worker.mapping.mapper import compile_mapper
 from worker.mapping.mapping_set import parse_mapping_set
 from worker.mixpanel.calendar import day_bounds
 from worker.mixpanel.simulator import DEMO_PROJECT_ID, DEMO_USERNAME
-from worker.model import Credentials, Flow, Options, Secret, Source, Target, flow_id_of
+from worker.model import (
+    Credentials,
+    Flow,
+    Load,
+    Options,
+    Receipt,
+    Run,
+    RunState,
+    Secret,
+    Source,
+    Tally,
+    Target,
+    flow_id_of,
+)
 from worker.pipeline import Pipeline
 from worker.runner import PacedExports, Runner, RunRequest
 from worker.settings import load_settings
@@ -34,10 +48,11 @@ if TYPE_CHECKING:
 
     from worker.events import Event, Listener
     from worker.mixpanel.spool import Spool
-    from worker.model import Receipt, Run
     from worker.settings import Settings
 
 FIRST = date(2024, 3, 1)
+NOON = datetime(2024, 3, 2, 12, tzinfo=UTC)
+"""When FIRST is over."""
 DAYS = tuple(FIRST + timedelta(days=number) for number in range(5))
 MAPPINGS = [
     {"sourceType": "ATTRIBUTE", "source": "properties.$insert_id", "destination": "id"},
@@ -324,6 +339,77 @@ class World:
         assert {str(run.state) for run in self.store.runs(None, 1000)} <= {"success", "failed"}
         spool = self.folder / "spool"
         assert not spool.exists() or list(spool.iterdir()) == []
+
+
+# Records
+
+
+def run_of(**changes: Any) -> Run:
+    """A run over FIRST that began at NOON and is in progress; one of another state took a minute."""
+    run = Run(
+        id="run-1",
+        flow_id="flow",
+        flow_name="Flow",
+        dataset_id="events",
+        state=RunState.IN_PROGRESS,
+        started_at=NOON,
+        first_day=FIRST,
+        last_day=FIRST,
+        window_start=NOON - timedelta(days=1),
+        window_end=NOON,
+    )
+    run = replace(run, **changes)
+    if run.state is RunState.IN_PROGRESS or "completed_at" in changes:
+        return run
+    return replace(run, completed_at=run.started_at + timedelta(minutes=1))
+
+
+def load_of(**changes: Any) -> Load:
+    """The first attempt of that run at its day."""
+    return replace(Load("flow", FIRST, 1, "batch-1", "run-1", NOON), **changes)
+
+
+def receipt_of(load: Load, **changes: Any) -> Receipt:
+    """What a commit of the load leaves, a minute after it began."""
+    receipt = Receipt(
+        flow_id=load.flow_id,
+        day=load.day,
+        generation=load.generation,
+        batch_id=load.batch_id,
+        run_id=load.run_id,
+        exported_at=load.started_at,
+        committed_at=load.started_at + timedelta(minutes=1),
+        tally=Tally(input=5, output=2, failed=1, skipped=1, deduplicated=1, warnings=7),
+        input_bytes=1234,
+        output_bytes=567,
+        file_count=1,
+    )
+    return replace(receipt, **changes)
+
+
+# Clocks and ports
+
+
+@dataclass
+class Clock:
+    """A clock that goes when it is told to."""
+
+    now: datetime = NOON
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.now.timestamp()
+
+    def move(self, **by: float) -> None:
+        self.now += timedelta(**by)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 # A client that is slow

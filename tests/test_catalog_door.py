@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pytest
 from ulid import ULID
 
+from tests import support
+from tests.support import NOON, receipt_of
 from tests.test_http_app import Service, problem_of, serving
 from worker.http.catalog import find_batch
 from worker.http.problems import ApiError
 from worker.http.schema_registry import accepted, flattened, without_texts
-from worker.model import LoadState, Receipt, Run, RunState, Tally
+from worker.model import LoadState, Run, RunState, Tally
 from worker.store import MemoryStore
 
 if TYPE_CHECKING:
@@ -48,39 +50,15 @@ SCHEMA: dict[str, Any] = {
     "allOf": [{"$ref": CLASS}, {"$ref": "#/definitions/own"}],
 }
 DAY = date(2024, 3, 1)
-NOON = datetime(2024, 3, 2, 12, tzinfo=UTC)
 
 
-def run_of(number: int = 1, flow_id: str = "flow-1", **changes: Any) -> Run:
-    run = Run(
-        id=f"run-{number}",
-        flow_id=flow_id,
-        flow_name="Flow",
-        dataset_id="events",
-        state=RunState.IN_PROGRESS,
-        started_at=NOON + timedelta(hours=number),
-        first_day=DAY,
-        last_day=DAY + timedelta(days=2),
-        window_start=NOON,
-        window_end=NOON,
-    )
-    return replace(run, **changes)
+def run_of(number: int = 1, **changes: Any) -> Run:
+    known = {"id": f"run-{number}", "started_at": NOON + timedelta(hours=number), "last_day": DAY + timedelta(days=2)}
+    return support.run_of(**{**known, **changes})
 
 
-def receipt_of(load: Load, *, rows: int = 3, failed: int = 1) -> Receipt:
-    return Receipt(
-        flow_id=load.flow_id,
-        day=load.day,
-        generation=load.generation,
-        batch_id=load.batch_id,
-        run_id=load.run_id,
-        exported_at=load.started_at,
-        committed_at=load.started_at + timedelta(minutes=1),
-        tally=Tally(input=rows + failed, output=rows, failed=failed),
-        input_bytes=1234,
-        output_bytes=567,
-        file_count=1,
-    )
+def tally_of(rows: int = 3, failed: int = 1) -> Tally:
+    return Tally(input=rows + failed, output=rows, failed=failed)
 
 
 def begun(store: MemoryStore, run: Run, day: date = DAY) -> Load:
@@ -89,7 +67,7 @@ def begun(store: MemoryStore, run: Run, day: date = DAY) -> Load:
 
 
 def committed(store: MemoryStore, run: Run, load: Load, **counts: int) -> Run:
-    receipt = receipt_of(load, **counts)
+    receipt = receipt_of(load, tally=tally_of(**counts))
     store.save_load(load, LoadState.COMMITTING)
     store.save_load(load, LoadState.SUCCEEDED, receipt=receipt)
     ended = replace(
@@ -367,7 +345,7 @@ async def test_a_batch_in_each_of_its_states(tmp_path: Path) -> None:
         assert "metrics" not in found
         store.save_load(load, LoadState.COMMITTING)
         assert (await batch(service, load.batch_id))["status"] == "staging"
-        store.save_load(load, LoadState.SUCCEEDED, receipt=receipt_of(load))
+        store.save_load(load, LoadState.SUCCEEDED, receipt=receipt_of(load, tally=tally_of()))
         # the run's record is written after the load's
         assert (await batch(service, load.batch_id))["status"] == "success"
         store.save_run(

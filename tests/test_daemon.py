@@ -12,8 +12,8 @@ from urllib.error import HTTPError
 import pytest
 from aiohttp import ClientSession
 
-from tests.support import settings_for, until_closed
-from tests.test_replicas import SERVICE, Replica, ended, free_port, self_signed, state_of
+from tests.support import free_port, settings_for, until_closed
+from tests.test_replicas import SERVICE, Replica, ended, self_signed, state_of
 from worker import events
 from worker.daemon import check_exposure, own_names, serve
 from worker.errors import ConfigurationError

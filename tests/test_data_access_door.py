@@ -11,7 +11,8 @@ import pytest
 from aiohttp import ClientPayloadError
 from deltalake import DeltaTable
 
-from tests.test_catalog_door import DAY, begun, committed, receipt_of, run_of
+from tests.support import receipt_of
+from tests.test_catalog_door import DAY, begun, committed, run_of, tally_of
 from tests.test_http_app import Service, problem_of, serving
 from worker.http import data_access
 from worker.http.problems import unavailable
@@ -58,7 +59,7 @@ def written(service: Service, run: Run, rejects: Sequence[Reject], day: date = D
         stage = sink.stage(table, load)
         stage.write(content)
         stage.seal()
-        stage.commit(receipt_of(load, rows=rows, failed=len(rejects)))
+        stage.commit(receipt_of(load, tally=tally_of(rows, len(rejects))))
     committed(service.store, run, load, rows=rows, failed=len(rejects))
     return load
 

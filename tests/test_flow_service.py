@@ -18,13 +18,14 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from multidict import MultiDict
 
-from tests.support import MAPPINGS, settings_for
+from tests import support
+from tests.support import MAPPINGS, receipt_of, settings_for
 from worker.errors import ExportRefusedError, WorkerError
 from worker.http.flow_service import BASE, routes
 from worker.http.listing import apply, parse_listing
 from worker.http.patching import patched
 from worker.http.problems import ApiError, gateway, of_worker_error, problem_document, problem_response
-from worker.model import LoadState, Receipt, Run, RunState, Tally
+from worker.model import LoadState, Run, RunState, Tally
 from worker.registry import FLOW_SPEC, FLOWS, MAPPING_SETS, MIXPANEL_SPEC, Registry
 from worker.runner import QUEUED
 from worker.secret_box import SecretBox, new_key
@@ -68,19 +69,15 @@ class FakeKeeper:
 
 
 def run_of(flow_id: str, number: int, state: RunState = RunState.SUCCESS, name: str = "Flow") -> Run:
-    started = NOW + timedelta(hours=number)
-    return Run(
+    return support.run_of(
         id=f"run-{flow_id[:8]}-{number:04}",
         flow_id=flow_id,
         flow_name=name,
-        dataset_id="events",
         state=state,
-        started_at=started,
-        first_day=date(2024, 3, 1),
+        started_at=NOW + timedelta(hours=number),
         last_day=date(2024, 3, 2),
         window_start=NOW,
         window_end=NOW,
-        completed_at=None if state is RunState.IN_PROGRESS else started + timedelta(minutes=1),
     )
 
 
@@ -888,9 +885,8 @@ async def test_a_run_leads_to_what_it_used_and_wrote(service: Service) -> None:
     loads = [service.store.begin_load(flow_id, date(2024, 3, day), "run", NOW, 0) for day in (1, 2)]
     for load, failed in zip(loads, (1, 0), strict=True):
         tally = Tally(input=2, output=2 - failed, failed=failed)
-        receipt = Receipt(flow_id, load.day, load.generation, load.batch_id, "run", NOW, NOW, tally)
         service.store.save_load(load, LoadState.COMMITTING)
-        service.store.save_load(load, LoadState.SUCCEEDED, receipt=receipt)
+        service.store.save_load(load, LoadState.SUCCEEDED, receipt=receipt_of(load, tally=tally))
     batch_ids = tuple(load.batch_id for load in loads)
     run = replace(run_of(flow_id, 1), batch_ids=batch_ids, tally=Tally(input=4, output=3, failed=1))
     service.store.save_run(run)

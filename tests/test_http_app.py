@@ -8,7 +8,7 @@ import json
 import re
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from yarl import URL
 
-from tests.support import settings_for, until_closed
+from tests.support import NOON, PASSWORD, Clock, settings_for, until_closed
 from worker.errors import ConfigurationError, ExportRefusedError, StoreError
 from worker.events import ServiceTrouble
 from worker.http import openapi
@@ -45,9 +45,7 @@ if TYPE_CHECKING:
 
 CLIENT, SECRET = "client-1", "canary-client-secret-4711"
 STATIC = "canary-static-token-0815"
-PASSWORD = "canary/pässword+1"
 FLOW = "/data/foundation/flowservice"
-NOON = datetime(2024, 3, 1, 12, tzinfo=UTC)
 
 
 class IdleKeeper:
@@ -61,20 +59,6 @@ class IdleKeeper:
 
     async def explore(self, source: Source, *, rows: int) -> dict[str, Any]:
         return {"format": "hierarchical", "schema": {"type": "object"}, "data": []}
-
-
-@dataclass
-class Clock:
-    now: datetime = NOON
-
-    def __call__(self) -> datetime:
-        return self.now
-
-    def monotonic(self) -> float:
-        return self.now.timestamp()
-
-    def move(self, **by: float) -> None:
-        self.now += timedelta(**by)
 
 
 @dataclass

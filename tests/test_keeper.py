@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from tests.support import MAPPER, flow_of, settings_for
+from tests.support import MAPPER, flow_of, run_of, settings_for
 from worker import events
 from worker.errors import ConfigurationError, DayNotBegunError, ExportUnavailableError, StoreError
 from worker.keeper import REQUESTS, RUNS_A_LOOK, Keeper
@@ -26,7 +26,7 @@ from worker.metrics import Metrics
 from worker.mixpanel.calendar import day_bounds, today
 from worker.mixpanel.export import MixpanelExports
 from worker.mixpanel.simulator import DEMO_PASSWORD, DEMO_PROJECT_ID, DEMO_USERNAME, Simulator
-from worker.model import Credentials, Run, RunState, Schedule, Secret
+from worker.model import Credentials, RunState, Schedule, Secret
 from worker.registry import DISABLED, ENABLED, FlowEntry
 from worker.service import PreparedFlow
 from worker.sinks.memory import MemorySink
@@ -325,18 +325,13 @@ async def test_a_tick_asks_as_often_for_many_flows_as_for_few(world: World, monk
     for number in range(40):
         flow_id = world.flows.add(f"flow-{number}", later)
         if number % 2:
-            world.store.save_run(run_of(flow_id))
+            world.store.save_run(run_of(id=flow_id, flow_id=flow_id, state=RunState.SUCCESS, started_at=NOON))
         if number in {3, 39}:
             await keeper.tick()
             asked.clear()
             await keeper.tick()
             times.append(dict(asked))
     assert times[0] == times[1]
-
-
-def run_of(flow_id: str) -> Run:
-    day = NOON.date()
-    return Run(flow_id, flow_id, flow_id, "events", RunState.SUCCESS, NOON, day, day, NOON, NOON)
 
 
 async def test_a_store_that_fails_is_told_and_asked_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,32 +9,25 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from tests.support import DAYS, FIRST, World, flow_of
+from tests.support import DAYS, FIRST, NOON, Clock, World, flow_of, load_of, receipt_of, run_of
 from worker import events
 from worker.errors import ExportBrokenError, InterruptedRunError, ResourceError
 from worker.metrics import STEP_BUCKETS, UNKNOWN_CODE, Metrics
-from worker.model import Load, Receipt, Run, RunState, Tally
+from worker.model import RunState, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from worker.model import Run
+
 ROOT = Path(__file__).parent.parent
-NOON = datetime(2024, 3, 2, 12, tzinfo=UTC)
 SAMPLE = re.compile(r"(\w+)(?:\{(.*)\})? (\S+)")
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def values_of(metrics: Metrics, name: str) -> dict[str, float]:
@@ -47,41 +40,6 @@ def values_of(metrics: Metrics, name: str) -> dict[str, float]:
     return found
 
 
-def run_of(flow_id: str = "f1", flow_name: str = "Flow", **changes: Any) -> Run:
-    run = Run(
-        id=f"run of {flow_id}",
-        flow_id=flow_id,
-        flow_name=flow_name,
-        dataset_id="events",
-        state=RunState.IN_PROGRESS,
-        started_at=NOON,
-        first_day=FIRST,
-        last_day=FIRST,
-        window_start=NOON,
-        window_end=NOON,
-    )
-    return replace(run, **changes)
-
-
-def load_of(flow_id: str = "f1", day: date = FIRST) -> Load:
-    return Load(flow_id, day, 1, f"batch of {flow_id}", f"run of {flow_id}", NOON)
-
-
-def receipt_of(load: Load, tally: Tally, input_bytes: int = 0, output_bytes: int = 0) -> Receipt:
-    return Receipt(
-        load.flow_id,
-        load.day,
-        load.generation,
-        load.batch_id,
-        load.run_id,
-        NOON,
-        NOON,
-        tally,
-        input_bytes,
-        output_bytes,
-    )
-
-
 def ended(run: Run, code: str | None = None) -> events.RunEnded:
     state = RunState.FAILED if code else RunState.SUCCESS
     return events.RunEnded(replace(run, state=state, completed_at=NOON, error_code=code))
@@ -89,23 +47,23 @@ def ended(run: Run, code: str | None = None) -> events.RunEnded:
 
 def test_a_day_from_start_to_end() -> None:
     clock = Clock()
-    metrics = Metrics(clock=clock)
+    metrics = Metrics(clock=clock.monotonic)
     run, load = run_of(), load_of()
     tally = Tally(input=10, output=5, failed=2, skipped=1, deduplicated=2, warnings=4)
-    receipt = receipt_of(load, tally, 700, 300)
+    receipt = receipt_of(load, tally=tally, input_bytes=700, output_bytes=300)
     metrics(events.RunStarted(run, (FIRST,)))
     assert values_of(metrics, "mixpanel_worker_runs_in_progress") == {"Flow": 1}
-    metrics(events.ExportWaiting("f1", FIRST, 0.5, "quota"))
+    metrics(events.ExportWaiting("flow", FIRST, 0.5, "quota"))
     metrics(events.ExportOpened(load, 1))
     metrics(events.ExportEnded(load, 700, 3.0))
-    clock.now += 4
+    clock.move(seconds=4)
     metrics(events.DayStaged(load, 5, 300, 4.0))
     metrics(events.DayCommitting(load))
     metrics(events.RejectsCommitted(load, 2, {"INGEST-1401-400": 1, "INGEST-1555-400": 1}))
-    clock.now += 0.25
+    clock.move(seconds=0.25)
     metrics(events.RowsCommitted(receipt))
     metrics(events.DaySucceeded(receipt))
-    clock.now += 1
+    clock.move(seconds=1)
     metrics(ended(run))
 
     expected: dict[str, dict[str, float]] = {
@@ -148,21 +106,21 @@ def outcomes(metrics: Metrics) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("told", "expected"),
     [
-        ([events.ExportFailed("f1", FIRST, "CONNECTOR-1001-429", "", 60.0)], {"throttled": 1}),
-        ([events.ExportFailed("f1", FIRST, "CONNECTOR-1001-503", "", 1.0)], {"unavailable": 1}),
-        ([events.ExportFailed("f1", FIRST, "CONNECTOR-1001-401", "", None)], {"refused": 1}),
+        ([events.ExportFailed("flow", FIRST, "CONNECTOR-1001-429", "", 60.0)], {"throttled": 1}),
+        ([events.ExportFailed("flow", FIRST, "CONNECTOR-1001-503", "", 1.0)], {"unavailable": 1}),
+        ([events.ExportFailed("flow", FIRST, "CONNECTOR-1001-401", "", None)], {"refused": 1}),
         (
             [
                 events.ExportEnded(load_of(), 9, 1.0),
-                events.ExportFailed("f1", FIRST, ExportBrokenError.code, "", 1.0),
+                events.ExportFailed("flow", FIRST, ExportBrokenError.code, "", 1.0),
             ],
             {"broken": 1},
         ),
-        ([events.DayLeftOut("f1", FIRST)], {"not_begun": 1}),
+        ([events.DayLeftOut("flow", FIRST)], {"not_begun": 1}),
         ([events.DayFailed(load_of(), InterruptedRunError.code, "")], {"interrupted": 1}),
         (
             [
-                events.ExportFailed("f1", FIRST, "CONNECTOR-1001-401", "", None),
+                events.ExportFailed("flow", FIRST, "CONNECTOR-1001-401", "", None),
                 events.DayFailed(load_of(), "CONNECTOR-1001-401", ""),
             ],
             {"refused": 1},
@@ -182,8 +140,8 @@ def test_each_request_has_one_outcome(told: list[events.Event], expected: dict[s
 
 def test_waits_for_another_attempt_are_waits() -> None:
     metrics = Metrics()
-    metrics(events.ExportFailed("f1", FIRST, "CONNECTOR-1001-429", "", 60.0))
-    metrics(events.ExportFailed("f1", FIRST, "CONNECTOR-1001-429", "", None))
+    metrics(events.ExportFailed("flow", FIRST, "CONNECTOR-1001-429", "", 60.0))
+    metrics(events.ExportFailed("flow", FIRST, "CONNECTOR-1001-429", "", None))
     assert values_of(metrics, "mixpanel_worker_export_wait_seconds_sum") == {"quota": 0, "retry": 60}
 
 
@@ -212,7 +170,7 @@ def test_a_run_that_could_not_be_prepared_is_counted() -> None:
 def test_f70_a_day_that_another_process_committed_is_counted() -> None:
     metrics = Metrics()
     metrics(events.RunStarted(run_of(), (FIRST,)))
-    metrics(events.DayRecovered(receipt_of(load_of(), Tally(input=3, output=2, failed=1))))
+    metrics(events.DayRecovered(receipt_of(load_of(), tally=Tally(input=3, output=2, failed=1))))
     assert values_of(metrics, "mixpanel_worker_input_rows_total") == {"Flow": 3}
     assert by_order(values_of(metrics, "mixpanel_worker_rejected_rows_total")) == by_order({"unknown Flow": 1})
 
@@ -220,7 +178,7 @@ def test_f70_a_day_that_another_process_committed_is_counted() -> None:
 def test_deleted_and_renamed_flows_are_forgotten() -> None:
     metrics = Metrics()
     for flow_id, name in (("f1", "One"), ("f2", "Two"), ("f3", "Two")):
-        run = run_of(flow_id, name)
+        run = run_of(flow_id=flow_id, flow_name=name)
         metrics(events.FlowKnown(flow_id, name, NOON, NOON))
         metrics(events.RunStarted(run, (FIRST,)))
         metrics(ended(run))
@@ -246,14 +204,14 @@ def test_codes_and_flows_of_months_do_not_grow_the_page() -> None:
         if number == 100:
             size = metrics.text().count(b"\n")
     assert metrics.text().count(b"\n") == size
-    flow = metrics._flows["f1"]
+    flow = metrics._flows["flow"]
     assert (flow.days, flow.requests, flow.rejects) == ({}, {}, {})
 
 
 def test_last_success_is_remembered_and_never_goes_back() -> None:
     metrics = Metrics()
     for known in (NOON, NOON - timedelta(days=1), None):
-        metrics(events.FlowKnown("f1", "Flow", known, None))
+        metrics(events.FlowKnown("flow", "Flow", known, None))
     metrics(ended(run_of(), "CONNECTOR-1001-401"))
     assert values_of(metrics, "mixpanel_worker_flow_last_success_timestamp_seconds") == {"Flow": NOON.timestamp()}
 
@@ -299,7 +257,7 @@ def test_an_event_that_cannot_be_counted_is_not_raised() -> None:
 def test_events_of_many_threads_are_all_counted() -> None:
     metrics = Metrics()
     metrics(events.RunStarted(run_of(), (FIRST,)))
-    receipt = receipt_of(load_of(), Tally(input=1, output=1))
+    receipt = receipt_of(load_of(), tally=Tally(input=1, output=1))
 
     def tell() -> None:
         for _ in range(200):
@@ -316,7 +274,7 @@ def test_events_of_many_threads_are_all_counted() -> None:
 
 async def test_f175_loop_lag_is_the_longest_of_the_last_minute() -> None:
     clock = Clock()
-    metrics = Metrics(clock=clock)
+    metrics = Metrics(clock=clock.monotonic)
     delays = iter([0.0, 3.0, *[0.5] * 12])
     seen = []
 
@@ -325,7 +283,7 @@ async def test_f175_loop_lag_is_the_longest_of_the_last_minute() -> None:
         delay = next(delays, None)
         if delay is None:
             raise asyncio.CancelledError
-        clock.now += seconds + delay
+        clock.move(seconds=seconds + delay)
 
     with contextlib.suppress(asyncio.CancelledError):
         await metrics.watch_loop(10.0, sleep=slept)

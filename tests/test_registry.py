@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pytest
 
-from tests.support import FLOW_FILE, MAPPINGS, PASSWORD, settings_for
+from tests.support import FLOW_FILE, MAPPINGS, PASSWORD, Clock, settings_for
 from worker.errors import ConfigurationError
 from worker.flow_file import load_flow
 from worker.model import flow_id_of
@@ -45,17 +45,9 @@ SPEC = {"id": MIXPANEL_SPEC, "version": "1.0"}
 KINDS = (CONNECTIONS, SOURCES, TARGETS, MAPPING_SETS, FLOWS)
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = NOW
-
-    def __call__(self) -> datetime:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(NOW)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.support import FLOW_FILE, PASSWORD, body_of, lake_rows, rows_of
+from tests.support import FLOW_FILE, PASSWORD, body_of, free_port, lake_rows, rows_of
 from worker.mixpanel.simulator import DEMO_PROJECT_ID, DEMO_USERNAME, Simulator, SimulatorThread
 
 if TYPE_CHECKING:
@@ -129,14 +129,6 @@ class Replica:
     def end(self, number: int) -> int:
         self.process.send_signal(number)
         return self.process.wait(GENEROUS_SECONDS)
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from tests.support import load_of, receipt_of
 from worker.errors import ExportUnavailableError, InterruptedRunError, RejectLimitError, SinkError
 from worker.model import Issue, Receipt, Run, RunState, Tally
 from worker.run_record import RunContext, run_document, run_etag, runs_document
@@ -81,8 +82,8 @@ ALL = {
 }
 
 
-def receipt_of(batch_id: str, day: date, failed: int) -> Receipt:
-    return Receipt(RUN.flow_id, day, 1, batch_id, RUN.id, START, START, Tally(input=failed, failed=failed))
+def receipt_for(batch_id: str, day: date, failed: int) -> Receipt:
+    return receipt_of(load_of(batch_id=batch_id, day=day), tally=Tally(input=failed, failed=failed))
 
 
 def activities_of(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,7 +173,7 @@ def schemas() -> dict[str, Any]:
 @needs_facts
 @pytest.mark.parametrize("run", ALL.values(), ids=ALL)
 def test_records_are_valid_by_adobes_openapi(schemas: dict[str, Any], run: Run) -> None:
-    context = replace(CONTEXT, receipts=(receipt_of(BATCHES[0], FIRST, 1),))
+    context = replace(CONTEXT, receipts=(receipt_for(BATCHES[0], FIRST, 1),))
     document = {"items": [run_document(run, context=context)], "_links": {}}
     assert list(mismatches(document, schemas["FlowRunsListResponse"], schemas)) == []
     # the list's schema misspells activities and leaves metrics open; the update's has both
@@ -252,7 +253,7 @@ def test_links_lead_to_the_batch_with_the_rejects_on_this_server() -> None:
         manifest: dict[str, str] = summary["extensions"]["manifest"]
         return manifest
 
-    receipts = (receipt_of(BATCHES[0], FIRST, 1), receipt_of(BATCHES[1], LAST, 0))
+    receipts = (receipt_for(BATCHES[0], FIRST, 1), receipt_for(BATCHES[1], LAST, 0))
     base = f"/data/foundation/export/batches/{BATCHES[0]}/meta?path="
     expected = {"failedRecords": f"{base}row_errors", "sampleErrors": f"{base}row_error_samples.json"}
     assert links(RunContext(receipts=receipts)) == expected
@@ -272,7 +273,7 @@ def test_every_batch_has_its_link_to_the_input() -> None:
 def test_a_day_is_named_only_where_it_is_known() -> None:
     gap = replace(RUN, first_day=FIRST - timedelta(days=3))
     assert activities_of(run_document(gap))["copyActivity"]["sourceInfo"][0]["inputs"] == []
-    told = RunContext(receipts=(receipt_of(BATCHES[1], LAST, 0),))
+    told = RunContext(receipts=(receipt_for(BATCHES[1], LAST, 0),))
     inputs = activities_of(run_document(gap, context=told))["copyActivity"]["sourceInfo"][0]["inputs"]
     assert [(entry["entityName"], entry["batchId"]) for entry in inputs] == [(str(LAST), BATCHES[1])]
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support import run_of
 from worker.errors import ConfigurationError
 from worker.mixpanel.calendar import day_bounds, day_exists, existing_days
 from worker.model import Run, RunState, Schedule
@@ -194,19 +195,7 @@ def test_slots_lie_an_interval_apart_from_the_start_on(frequency: Any, interval:
 
 
 def ended_run(started_at: datetime, state: RunState = RunState.SUCCESS) -> Run:
-    return Run(
-        id="run",
-        flow_id="flow",
-        flow_name="Flow",
-        dataset_id="events",
-        state=state,
-        started_at=started_at,
-        first_day=date(2024, 3, 1),
-        last_day=date(2024, 3, 1),
-        window_start=started_at,
-        window_end=started_at,
-        completed_at=started_at + timedelta(minutes=1),
-    )
+    return run_of(state=state, started_at=started_at)
 
 
 def test_a_flow_that_runs_once_is_due_once() -> None:

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
+from tests import support
 from worker.errors import (
     CommitUnknownError,
     ConfigurationError,
@@ -106,18 +107,8 @@ def load_of(generation: int = 1, day: date = DAY, batch: str = "A") -> Load:
 
 
 def receipt_of(load: Load, rows: int = 0) -> Receipt:
-    return Receipt(
-        flow_id=load.flow_id,
-        day=load.day,
-        generation=load.generation,
-        batch_id=load.batch_id,
-        run_id=load.run_id,
-        exported_at=load.started_at,
-        committed_at=load.started_at + timedelta(minutes=1),
-        tally=Tally(input=rows + 3, output=rows, failed=1, skipped=1, deduplicated=1, warnings=7),
-        input_bytes=1234,
-        output_bytes=567,
-        file_count=1,
+    return support.receipt_of(
+        load, tally=Tally(input=rows + 3, output=rows, failed=1, skipped=1, deduplicated=1, warnings=7)
     )
 
 

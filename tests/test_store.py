@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
+from tests.support import receipt_of, run_of
 from tests.test_store_postgres import postgres_server, postgres_state
 from worker.errors import EtagConflictError, ObjectExistsError, ObjectMissingError, StoreError
 from worker.model import Issue, Load, LoadRecord, LoadState, Receipt, Run, RunState, Secret, Tally
@@ -56,39 +57,6 @@ def opened(kind: str) -> Iterator[Store]:
 def store(request: pytest.FixtureRequest) -> Iterator[Store]:
     with opened(request.param) as opened_store:
         yield opened_store
-
-
-def run_of(**changes: Any) -> Run:
-    run = Run(
-        id="run-1",
-        flow_id="flow",
-        flow_name="Flow",
-        dataset_id="events",
-        state=RunState.IN_PROGRESS,
-        started_at=NOW,
-        first_day=DAY,
-        last_day=DAY,
-        window_start=NOW - timedelta(days=1),
-        window_end=NOW,
-    )
-    return replace(run, **changes)
-
-
-def receipt_of(load: Load, **changes: Any) -> Receipt:
-    receipt = Receipt(
-        flow_id=load.flow_id,
-        day=load.day,
-        generation=load.generation,
-        batch_id=load.batch_id,
-        run_id=load.run_id,
-        exported_at=NOW + timedelta(minutes=1),
-        committed_at=NOW + timedelta(minutes=2),
-        tally=Tally(input=5, output=2, failed=1, skipped=1, deduplicated=1, warnings=7),
-        input_bytes=2**40,
-        output_bytes=300,
-        file_count=1,
-    )
-    return replace(receipt, **changes)
 
 
 def succeed(store: Store, load: Load) -> Receipt:

@@ -26,8 +26,9 @@ from uuid import uuid4
 import pytest
 from sqlalchemy.exc import DBAPIError
 
+from tests.support import run_of
 from worker.errors import ConfigurationError, StoreError
-from worker.model import LoadState, Run, RunState
+from worker.model import LoadState, RunState
 from worker.store import RunQuery, SqlStore, open_store, postgresql, schema
 
 if TYPE_CHECKING:
@@ -484,7 +485,7 @@ def test_an_error_message_with_a_null_character_is_kept_without_it(url: str) -> 
 
 
 def test_a_run_may_hold_a_null_character_in_what_is_not_searched(url: str) -> None:
-    run = Run("r", "flow", "F", "e", RunState.FAILED, NOW, DAY, DAY, NOW, NOW, error_message="bad \0 byte")
+    run = run_of(state=RunState.FAILED, error_message="bad \0 byte")
     with open_store(url) as store:
         store.save_run(run)
         assert store.find_runs(RunQuery(), 10) == [run]

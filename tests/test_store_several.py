@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import insert
 
-from tests.test_store import DAY, KINDS, NOW, new_state, opened, run_of
+from tests.support import run_of
+from tests.test_store import DAY, KINDS, NOW, new_state, opened
 from worker.errors import EtagConflictError, ObjectExistsError, ObjectMissingError
 from worker.model import Issue, RunState
 from worker.store import RunQuery, open_store, schema

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support import receipt_of, run_of
 from worker.errors import ConfigurationError, StoreError
 from worker.model import LoadState, Receipt, Run, RunState, Tally
 from worker.store import RunQuery, SqlStore, open_store, schema, sqlite
@@ -42,17 +43,7 @@ def fill(store: SqlStore, days: int) -> None:
     for number in range(days):
         load = store.begin_load("flow", DAY + timedelta(days=number), "run", NOW, 0)
         store.save_load(load, LoadState.COMMITTING)
-        receipt = Receipt(
-            flow_id=load.flow_id,
-            day=load.day,
-            generation=load.generation,
-            batch_id=load.batch_id,
-            run_id=load.run_id,
-            exported_at=NOW,
-            committed_at=NOW,
-            tally=Tally(),
-        )
-        store.save_load(load, LoadState.SUCCEEDED, receipt=receipt)
+        store.save_load(load, LoadState.SUCCEEDED, receipt=receipt_of(load))
 
 
 def script(body: str, *arguments: object) -> subprocess.Popen[str]:
@@ -312,7 +303,7 @@ def test_f130_a_flipped_byte_is_never_more_than_a_store_error(file: Path) -> Non
     with open_store(url_of(file)) as store:
         fill(store, 3)
         store.save_flow("flow", "Flow", {"a": 1})
-        store.save_run(Run("run", "flow", "Flow", "events", RunState.SUCCESS, NOW, DAY, DAY, NOW, NOW))
+        store.save_run(run_of(state=RunState.SUCCESS))
         store.create_object("flows", "flow", {"a": 1}, b"sealed", NOW)
         store.take_lease("flow", "one", NOW, 30)
         store.reserve_request("p", NOW, 60, 3)
