@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import ast
 from datetime import UTC, datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 from hypothesis import strategies as st
 
+from worker.mapping.attributes import Attributes
+from worker.mapping.context import Context
+from worker.mapping.expression import Expression
 from worker.mapping.functions import REGISTRY
 from worker.mapping.functions.base import Call
 from worker.mapping.values import Kind, Values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from worker.mapping.functions.base import Example
 
 FAILED = object()
 """Stands for a row that failed."""
@@ -57,6 +64,33 @@ def over(name: str, *columns: Sequence[object] | Values) -> list[object]:
 def of(name: str, *arguments: object) -> object:
     """What the function gives for one row of these arguments."""
     return over(name, *([argument] for argument in arguments))[0]
+
+
+def check_example(example: Example) -> None:
+    """It gives what it says, of literals and of columns in which every other row is null."""
+    event = Attributes({}, [pa.array([""])], [None], Context(datetime.now(UTC), {}))
+    outcome = Expression.of(example.expression).evaluate(event)
+    assert outcome.values.to_pylist() == [example.value]
+    # literals and calls are written as in Python
+    called = ast.parse(example.expression.replace("true", "True").replace("false", "False"), mode="eval").body
+    assert isinstance(called, ast.Call)
+    name, arguments = _called(called)
+    columns = [[argument if row % 2 else None for row in range(10)] for argument in arguments]
+    assert over(name, *columns)[1::2] == [example.value] * 5
+
+
+def _called(node: ast.Call) -> tuple[str, list[object]]:
+    if isinstance(node.func, ast.Attribute):
+        return node.func.attr, [_argument(node.func.value), *map(_argument, node.args)]
+    assert isinstance(node.func, ast.Name)
+    return node.func.id, [_argument(argument) for argument in node.args]
+
+
+def _argument(node: ast.expr) -> object:
+    if isinstance(node, ast.Call):
+        name, arguments = _called(node)
+        return of(name, *arguments)
+    return ast.literal_eval(node)
 
 
 def column_of(rows: Sequence[object]) -> Values:
