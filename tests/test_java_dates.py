@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from worker.mapping.java_dates import (
@@ -169,6 +169,7 @@ def test_patterns_that_cannot_be_read_can_be_written(pattern: str) -> None:
     assert len(written(pattern, SAMPLE)) == 1
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(*(st.integers(0, limit) for limit in (2100, 14, 33, 25, 61, 61))), max_size=8))
 @example([(2000, 2, 29, 0, 0, 0), (1900, 2, 29, 0, 0, 0), (2019, 4, 31, 23, 59, 59)])
 def test_the_calendar_is_that_of_python(rows: list[tuple[int, ...]]) -> None:
@@ -193,6 +194,7 @@ DATES = st.datetimes(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(DATES, max_size=6))
 def test_parts_are_those_of_python(dates: list[datetime]) -> None:
     clock = Clock(np.array([(date.replace(tzinfo=UTC) - EPOCH) // MICROSECOND for date in dates], dtype=np.int64))
@@ -213,6 +215,7 @@ def test_parts_are_those_of_python(dates: list[datetime]) -> None:
     ["yyyy-MM-dd'T'HH:mm:ss.SSSSSSXXX", "dd.M.yyyy hh:mm:ss a nZ", "EEEE d MMMM u N xxx", "YYYY'W'ww'-'e A ns Z",
      "yyyy DDD H:m:s.SSSSSSSSS OOOO", "yyyyMMddHHmmssSSSSSSz", "MMM d, yyyy K:mm:ss.SSSSSS a X"],
 )  # fmt: skip
+@settings(deadline=None)
 @given(st.lists(DATES, max_size=6))
 def test_what_is_written_is_read_again(pattern: str, dates: list[datetime]) -> None:
     if "A" in pattern:
@@ -229,6 +232,7 @@ PATTERNS = st.lists(
 ).map("".join)  # fmt: skip
 
 
+@settings(deadline=None)
 @given(PATTERNS, st.lists(DATES, max_size=3))
 def test_no_pattern_breaks_anything(pattern: str, dates: list[datetime]) -> None:
     try:
@@ -249,6 +253,7 @@ def test_slices_of_columns_are_read() -> None:
     assert compile_pattern("yyyy-MM-dd").read(texts[:0]).valid.tolist() == []
 
 
+@settings(deadline=None)
 @given(st.lists(DATES, max_size=6))
 @example([NOON, SAMPLE, SAMPLE.replace(microsecond=678_000), SAMPLE.replace(microsecond=100)])
 def test_iso_is_that_of_python(dates: list[datetime]) -> None:

@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.mapping.time_zones import EPOCH, zone_of
@@ -28,6 +28,7 @@ def micros(time: datetime) -> int:
     return (time.replace(tzinfo=UTC) - EPOCH) // MICROSECOND
 
 
+@settings(deadline=None)
 @given(st.sampled_from(PLACES), st.lists(TIMES, min_size=1, max_size=20))
 def test_offsets_and_moments_are_those_of_python(place: str, times: list[datetime]) -> None:
     zone, reference = zone_of(place), ZoneInfo(place)
