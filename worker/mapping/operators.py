@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from worker.mapping.functions.base import present, spread
-from worker.mapping.functions.comparison import NUMBERS, compare, equal, numeric, truth
+from worker.mapping.functions.comparison import NUMBERS, compare, equal, numbers_beside, numeric, truth
 from worker.mapping.functions.hierarchies import is_empty, size_of
 from worker.mapping.values import KIND_NAMES, Kind, Values
 
@@ -70,9 +70,11 @@ class Operator:
 
 def _numbers(call: Call, values: Values, name: str) -> tuple[Integers, Decimals]:
     """Numbers as integers and as decimals; what is neither fails."""
-    if not values.present <= NUMBERS:
+    integers, decimals = numeric(values)
+    if not values.present <= NUMBERS and not (present(integers) | present(decimals) | values.is_null()).all():
+        # for its reasons
         call.numbers(values, name)
-    return numeric(values)
+    return integers, decimals
 
 
 def _filled(array: Integers | Decimals, value: float) -> Any:  # noqa: ANN401 - a numpy array of the same type
@@ -169,22 +171,20 @@ _add_numbers = _arithmetic("+", _sum, np.add)
 def _add(call: Call, left: Values, right: Values) -> Values:
     if left.present <= NUMBERS and right.present <= NUMBERS:
         return _add_numbers(call, left, right)
-    ours, theirs = left.has(Kind.STRING), right.has(Kind.STRING)
-    adds = ~(ours | theirs) | _number_beside(left, right, ours) | _number_beside(right, left, theirs)
-    sums = _add_numbers(call, left.where(adds), right.where(adds)) if adds.any() else Values.nulls(call.rows)
+    texts = left.has(Kind.STRING) | right.has(Kind.STRING)
+    ours, theirs = _numbers_for(left, right), _numbers_for(right, left)
+    adds = ~texts | ~(ours.is_null() | theirs.is_null())
+    sums = _add_numbers(call, ours.where(adds), theirs.where(adds)) if adds.any() else Values.nulls(call.rows)
     if adds.all():
         return sums
-    joined = _joined(call, left.where(~adds), right.where(~adds))
-    return Values(call.rows, {**sums.planes, Kind.STRING: joined})
+    return Values(call.rows, {**sums.planes, Kind.STRING: _joined(call, left.where(~adds), right.where(~adds))})
 
 
-def _number_beside(values: Values, others: Values, texts: Mask) -> Mask:
-    """Where a string is a number, and a number stands beside it."""
-    beside = texts & (others.has(Kind.INTEGER) | others.has(Kind.DECIMAL))
-    if not beside.any():
-        return beside
-    integers, decimals = numeric(values.where(beside))
-    return present(integers) | present(decimals)
+def _numbers_for(values: Values, others: Values) -> Values:
+    """The same, with numbers for the strings of numbers that stand beside numbers, and null for other strings."""
+    integers, decimals = numbers_beside(values, others)
+    rest = {kind: plane for kind, plane in values.planes.items() if kind not in (*NUMBERS, Kind.STRING)}
+    return Values(values.length, {**rest, Kind.INTEGER: integers, Kind.DECIMAL: decimals})
 
 
 def _joined(call: Call, left: Values, right: Values) -> Texts:

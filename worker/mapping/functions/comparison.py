@@ -18,14 +18,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from worker.mapping.functions.base import FALSE_TEXTS, TRUE_TEXTS
+from worker.mapping.functions.base import FALSE_TEXTS, TRUE_TEXTS, present
+from worker.mapping.functions.dates import read_dates
 from worker.mapping.values import Items, Kind, Values, numbers_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from worker.mapping.functions.base import Call
-    from worker.mapping.values import Booleans, Decimals, Integers, Mask, Texts
+    from worker.mapping.values import Booleans, Decimals, Integers, Mask
 
     Signs = NDArray[np.int8]
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 pc: Any = pyarrow.compute
 
 NUMBERS = frozenset((Kind.INTEGER, Kind.DECIMAL))
+
+_FIRST = np.zeros(1, dtype=np.int64)
 
 
 def holds(booleans: Booleans) -> Mask:
@@ -55,8 +58,16 @@ def numeric(values: Values) -> tuple[Integers, Decimals]:
     integers, decimals = values.arrow(Kind.INTEGER), values.arrow(Kind.DECIMAL)
     if Kind.STRING not in values.present:
         return integers, decimals
+    if values.constant and values.length > 1:
+        whole, broken = numeric(values.take(_FIRST))
+        return _repeated(whole, values.length), _repeated(broken, values.length)
     whole, broken = numbers_of(pc.ascii_trim_whitespace(values.arrow(Kind.STRING)))
     return pc.coalesce(integers, whole), pc.coalesce(decimals, broken)
+
+
+def _repeated(array: Any, length: int) -> Any:  # noqa: ANN401 - an Arrow array
+    """An array of one row, repeated: what a literal stands for is read once."""
+    return array.take(pa.array(np.zeros(length, dtype=np.int64)))
 
 
 def equal(left: Values, right: Values) -> Mask:
@@ -68,13 +79,11 @@ def equal(left: Values, right: Values) -> Mask:
             return same
     signs, comparable = compare(left, right)
     same |= comparable & (signs == 0)
-    if Kind.BOOLEAN in left.present | right.present:
-        same |= _equal_booleans(left, right) | _equal_booleans(right, left)
-    for kind in (Kind.ARRAY, Kind.OBJECT):
-        if kind in left.present & right.present:
-            both = left.has(kind) & right.has(kind)
-            ours, theirs = (_content(side.trees(kind).where(both)) for side in (left, right))
-            same |= holds(pc.equal(ours, theirs))
+    for one, other in ((left, right), (right, left)):
+        if Kind.BOOLEAN in one.present and other.present & {*NUMBERS, Kind.STRING}:
+            same |= _equal_booleans(one, other)
+    for kind in left.present & right.present & {Kind.ARRAY, Kind.OBJECT}:
+        same |= _equal_trees(left.trees(kind), right.trees(kind))
     return same
 
 
@@ -94,35 +103,40 @@ def compare(left: Values, right: Values) -> tuple[Signs, Mask]:
     if (kinds & NUMBERS and other_kinds & {*NUMBERS, Kind.STRING}) or (Kind.STRING in kinds and other_kinds & NUMBERS):
         note(*_compare_numbers(left, right))
     if Kind.DATE in kinds | other_kinds:
-        ours, theirs = _instants(left, right), _instants(right, left)
-        if ours is not None and theirs is not None:
-            note(*_signs(ours, theirs))
+        note(*_signs(_instants(left, right), _instants(right, left)))
     return signs, comparable
 
 
-def content(values: Values) -> Texts:
-    """A text for each row, the same for rows of the same content; null for null."""
-    texts: Any = pa.nulls(values.length, pa.string())
-    for kind, plane in values.planes.items():
-        if kind is Kind.DATE:
-            # no JSON begins so
-            instants = pc.cast(pc.cast(pc.struct_field(plane, "instant"), pa.int64()), pa.string())
-            found = pc.binary_join_element_wise("@", instants, "")
-        elif kind is Kind.DECIMAL:
-            whole, broken = _whole(plane)
-            found = pc.coalesce(pc.cast(whole, pa.string()), pc.cast(broken, pa.string()))
-        elif kind in (Kind.ARRAY, Kind.OBJECT):
-            found = _content(plane)
+def _equal_trees(left: Items, right: Items) -> Mask:
+    """Where two arrays, or two objects, have the same content."""
+    same: Mask = left.valid & right.valid
+    if left.keys is not None:
+        left, right = left.where(same).without_older(), right.where(same).without_older()
+    same &= left.lengths == right.lengths
+    left, right = left.where(same), right.where(same)
+    if left.keys is not None and not left.keys.equals(right.keys):
+        left, right = _in_order_of_keys(left), _in_order_of_keys(right)
+        same[left.rows[~holds(pc.equal(left.keys, right.keys))]] = False
+    same[left.rows[~_equal_contents(left.values, right.values)]] = False
+    return same
+
+
+def _equal_contents(left: Values, right: Values) -> Mask:
+    """Where two columns have the same, strings being no numbers and no dates."""
+    same = left.is_null() & right.is_null()
+    for kind in left.present & right.present - NUMBERS:
+        if kind in (Kind.ARRAY, Kind.OBJECT):
+            same |= _equal_trees(left.trees(kind), right.trees(kind))
+        elif kind is Kind.DATE:
+            same |= holds(pc.equal(_instants(left, left), _instants(right, right)))
         else:
-            found = Values(values.length, {kind: plane}).to_json()
-        texts = pc.coalesce(texts, found)
-    return texts
-
-
-def _content(items: Items) -> Texts:
-    if items.keys is not None:
-        items = _in_order_of_keys(items.without_older())
-    return items.written(content(items.values))
+            same |= holds(pc.equal(left.arrow(kind), right.arrow(kind)))
+    if left.present & NUMBERS and right.present & NUMBERS:
+        signs, comparable = _compare_planes(
+            (left.arrow(Kind.INTEGER), left.arrow(Kind.DECIMAL)), (right.arrow(Kind.INTEGER), right.arrow(Kind.DECIMAL))
+        )
+        same |= comparable & (signs == 0)
+    return same
 
 
 def _in_order_of_keys(items: Items) -> Items:
@@ -148,15 +162,28 @@ def _equal_booleans(left: Values, right: Values) -> Mask:
 
 def _signs(left: Any, right: Any) -> tuple[Signs, Mask]:  # noqa: ANN401 - Arrow arrays of one type
     less, greater = pc.less(left, right), pc.greater(left, right)
-    return holds(greater).astype(np.int8) - holds(less).astype(np.int8), _valid(greater)
+    return holds(greater).astype(np.int8) - holds(less).astype(np.int8), present(greater)
+
+
+def numbers_beside(values: Values, others: Values) -> tuple[Integers, Decimals]:
+    """Numbers, and the strings of numbers that stand beside numbers."""
+    if Kind.STRING not in values.present:
+        return numeric(values)
+    beside = others.has(Kind.INTEGER) | others.has(Kind.DECIMAL)
+    if values.constant:
+        integers, decimals = numeric(values)
+        return pc.if_else(pa.array(beside), integers, None), pc.if_else(pa.array(beside), decimals, None)
+    return numeric(values.where(beside | ~values.has(Kind.STRING)))
 
 
 def _compare_numbers(left: Values, right: Values) -> tuple[Signs, Mask]:
     """Two numbers, or a number and a string of one; two strings of numbers have the order of strings."""
-    strings = left.has(Kind.STRING) & right.has(Kind.STRING)
-    (integers, decimals), (others, other_decimals) = (
-        numeric(side.where(~strings) if strings.any() else side) for side in (left, right)
-    )
+    return _compare_planes(numbers_beside(left, right), numbers_beside(right, left))
+
+
+def _compare_planes(left: tuple[Integers, Decimals], right: tuple[Integers, Decimals]) -> tuple[Signs, Mask]:
+    """Integers and decimals with integers and decimals."""
+    (integers, decimals), (others, other_decimals) = left, right
     signs, comparable = _signs(integers, others)
     if decimals.null_count == other_decimals.null_count == len(signs):
         return signs, comparable
@@ -179,26 +206,20 @@ def _compare_exactly(integers: Integers, decimals: Decimals) -> tuple[Signs, Mas
     signs[(signs == 0) & holds(pc.greater(decimals, below))] = -1
     signs[holds(pc.greater_equal(decimals, 2.0**63))] = -1
     signs[holds(pc.less(decimals, -(2.0**63)))] = 1
-    return signs, comparable & _valid(decimals)
+    return signs, comparable & present(decimals)
 
 
 def _negated(signs: Signs, comparable: Mask) -> tuple[Signs, Mask]:
     return -signs, comparable
 
 
-def _whole(decimals: Decimals) -> tuple[Integers, Decimals]:
-    """Decimals that are integers of 64 bits, and the others."""
-    fits = pc.and_(pc.equal(decimals, pc.floor(decimals)), pc.less(pc.abs(decimals), 2.0**63))
-    return pc.cast(pc.if_else(fits, decimals, None), pa.int64()), pc.if_else(fits, None, decimals)
-
-
-def _instants(values: Values, others: Values) -> Any:  # noqa: ANN401 - an Arrow array of instants, or None
-    """The instants of dates, and of strings beside dates; None if there are neither."""
-    if Kind.STRING not in values.present or Kind.DATE not in others.present:
-        return pc.struct_field(values.arrow(Kind.DATE), "instant") if Kind.DATE in values.present else None
-    raise NotImplementedError
-
-
-def _valid(array: Any) -> Mask:  # noqa: ANN401 - an Arrow array
-    valid: Mask = array.is_valid().to_numpy(zero_copy_only=False)
-    return valid
+def _instants(values: Values, others: Values) -> Any:  # noqa: ANN401 - an Arrow array of timestamps
+    """The instants of dates, and of strings beside dates."""
+    dates: Any = values.arrow(Kind.DATE)
+    if Kind.STRING in values.present and Kind.DATE in others.present:
+        if values.constant and values.length > 1:
+            read = _repeated(read_dates(values.take(_FIRST).arrow(Kind.STRING)), values.length)
+        else:
+            read = read_dates(values.where(others.has(Kind.DATE)).arrow(Kind.STRING))
+        dates = pc.coalesce(dates, read)
+    return pc.struct_field(dates, "instant")
