@@ -140,8 +140,8 @@ def world(tmp_path: Path) -> World:
 
 async def settle(keeper: Keeper) -> None:
     """Until nothing runs here and nothing is about to."""
-    while keeper._running or keeper._again:
-        await asyncio.gather(*keeper._running.values(), *keeper._again, return_exceptions=True)
+    while keeper._running or keeper._beside:
+        await asyncio.gather(*keeper._running.values(), *keeper._beside, return_exceptions=True)
 
 
 async def tick(keeper: Keeper) -> None:
@@ -440,6 +440,47 @@ async def test_of_a_flow_that_cannot_be_run_the_last_success_is_told(world: Worl
     await tick(keeper)
     await tick(keeper)
     assert known_of(world, flow_id) == [events.FlowKnown(flow_id, "events", run.completed_at, None)]
+
+
+async def test_a_run_waits_for_nothing_that_is_told_of_other_flows(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [world.flows.add(f"flow-{number}", None) for number in range(3)]
+    prepared, going_on = world.flows.prepared, threading.Event()
+
+    def slow(flow_id: str) -> PreparedFlow:
+        assert flow_id != ids[0] or going_on.wait(20)
+        return prepared(flow_id)
+
+    monkeypatch.setattr(world.flows, "prepared", slow)
+    keeper = world.keeper()
+    await keeper.tick()
+    run_id = await keeper.request_run(ids[1], NOON.date(), NOON.date())
+    await keeper.tick()
+    while keeper._running:
+        await asyncio.gather(*keeper._running.values())
+    run = world.store.run(run_id)
+    assert run is not None
+    assert run.state is RunState.SUCCESS
+    assert known_of(world, ids[0]) == []
+    going_on.set()
+    await settle(keeper)
+    assert len(known_of(world, ids[0])) == len(known_of(world, ids[2])) == 1
+
+
+async def test_a_store_that_is_away_is_asked_again_what_it_knows(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    flow_id = world.flows.add("events", None)
+    keeper = world.keeper()
+
+    def fail(*_: object) -> Iterator[Any]:
+        raise StoreError("The database is away.")
+
+    with monkeypatch.context() as away:
+        away.setattr(world.store, "find_runs", fail)
+        await tick(keeper)
+    assert known_of(world, flow_id) == []
+    await tick(keeper)
+    assert known_of(world, flow_id) == [events.FlowKnown(flow_id, "events", None, None)]
 
 
 async def test_a_flow_by_a_new_name_is_told_again(world: World) -> None:

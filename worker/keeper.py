@@ -12,6 +12,7 @@ import contextlib
 import logging
 from dataclasses import replace
 from datetime import UTC, date, datetime
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
@@ -19,7 +20,7 @@ from uuid import uuid4
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from worker import events
-from worker.errors import ConfigurationError, ExportRefusedError, WorkerError, place_of
+from worker.errors import ConfigurationError, ExportRefusedError, StoreError, WorkerError, place_of
 from worker.lease import FlowLease, holder_name
 from worker.mixpanel.calendar import calendar_zone, day_bounds, today
 from worker.model import Run, RunState
@@ -40,7 +41,7 @@ from worker.sinks import open_sink
 from worker.store import RunQuery
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
     from types import TracebackType
 
     from worker.events import Listener
@@ -116,7 +117,8 @@ class Keeper:
         self._told: dict[str, str | None] = {}
         self._projects: dict[str, str] = {}
         self._ticking = asyncio.Lock()
-        self._again: set[asyncio.Task[None]] = set()
+        self._telling = False
+        self._beside: set[asyncio.Task[None]] = set()
         self._scheduler = _Scheduler(self._die)
         self._closing = False
         self._dead = asyncio.Event()
@@ -154,7 +156,7 @@ class Keeper:
     async def close(self) -> None:
         """End the runs under way in order, and start none any more."""
         self._closing = True
-        tasks = [*self._running.values(), *self._again]
+        tasks = [*self._running.values(), *self._beside]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -254,13 +256,19 @@ class Keeper:
 
     def _tick_soon(self) -> None:
         if not self._closing:
-            task = asyncio.create_task(self._tick_or_die())
-            self._again.add(task)
-            task.add_done_callback(self._again.discard)
+            self._begin(self.tick)
+
+    def _begin(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        task = asyncio.create_task(self._or_die(work))
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
 
     async def _tick_or_die(self) -> None:
+        await self._or_die(self.tick)
+
+    async def _or_die(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
-            await self.tick()
+            await work()
         except Exception as error:  # noqa: BLE001 - `watch` raises it
             self._die(error)
 
@@ -307,28 +315,42 @@ class Keeper:
             await asyncio.to_thread(self._learn, [flow.flow_id])
             if flow.schedule is not None and is_due(flow.schedule, self._newest.get(flow.flow_id), now):
                 self._start(flow.flow_id, None, {})
-        await self._tell_of(flows)
-
-    async def _tell_of(self, flows: Mapping[str, FlowEntry]) -> None:
-        """Tell what is known of flows that are here for the first time or by a new name, and which have gone.
-
-        A run that is under way tells of its flow itself.
-        """
         for flow_id in self._told.keys() - flows.keys() - self._running.keys():
             del self._told[flow_id]
             self._listener(events.FlowGone(flow_id))
-        for flow in flows.values():
-            if self._told.setdefault(flow.flow_id, None) == flow.name or flow.flow_id in self._running:
-                continue
-            source = None
-            # why it cannot be run is told by the run that fails
-            with contextlib.suppress(ConfigurationError):
-                source = (await asyncio.to_thread(self._flows.prepared, flow.flow_id)).flow.source
-            await self._tell(flow.flow_id, flow.name, source)
+        untold = [flow for flow in flows.values() if self._told.setdefault(flow.flow_id, None) != flow.name]
+        if untold and not self._telling:
+            self._telling = True
+            self._begin(partial(self._tell_of, untold))
 
-    async def _tell(self, flow_id: str, name: str, source: Source | None) -> None:
-        self._listener(await asyncio.to_thread(flow_known, self._store, flow_id, name, source))
-        self._told[flow_id] = name
+    async def _tell_of(self, flows: Sequence[FlowEntry]) -> None:
+        """Tell what is known of flows that are here for the first time, or by a new name.
+
+        This takes a while where there are many, so it goes on beside the ticks. A run tells of its flow itself.
+        """
+        try:
+            for flow in flows:
+                if self._is_untold(flow):
+                    source = None
+                    # why it cannot be run is told by the run that fails
+                    with contextlib.suppress(ConfigurationError):
+                        source = (await asyncio.to_thread(self._flows.prepared, flow.flow_id)).flow.source
+                    known = await asyncio.to_thread(flow_known, self._store, flow.flow_id, flow.name, source)
+                    # not what was read before a run that has begun meanwhile
+                    if self._is_untold(flow):
+                        self._tell(known)
+        except StoreError:
+            # the ticks say so, and the next one that can be done begins this again
+            return
+        finally:
+            self._telling = False
+
+    def _is_untold(self, flow: FlowEntry) -> bool:
+        return self._told.get(flow.flow_id, flow.name) != flow.name and flow.flow_id not in self._running
+
+    def _tell(self, known: events.FlowKnown) -> None:
+        self._listener(known)
+        self._told[known.flow_id] = known.flow_name
 
     def _has_room(self) -> bool:
         return len(self._running) < self._settings.flows_at_once
@@ -409,7 +431,7 @@ class Keeper:
         await to_end(asyncio.to_thread(self._store.save_flow, flow.id, flow.name, prepared.definition))
         if run_id is not None:
             await to_end(asyncio.to_thread(self._store.delete_object, REQUESTS, run_id))
-        await self._tell(flow.id, flow.name, flow.source)
+        self._tell(await asyncio.to_thread(flow_known, self._store, flow.id, flow.name, flow.source))
         listen = telling_progress(flow, receipts, self._listener)
         with Pipeline(self._settings, paced, listen) as pipeline:
             runner = Runner(self._settings, self._store, sink, pipeline, listen, self._clock)
