@@ -333,18 +333,20 @@ def texts_of_bytes(data: Bytes, lengths: Positions, valid: Mask) -> Texts:
     """Texts from their UTF-8, so many bytes each, one after another; null where they are not valid."""
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
-    array = _pa.LargeStringArray.from_buffers(
-        len(lengths),
-        _pa.py_buffer(offsets),
-        _pa.py_buffer(np.ascontiguousarray(data)),
-        None if valid.all() else pa.array(valid).buffers()[1],
-    )
-    return pc.cast(array, pa.string())
+    if offsets[-1] > np.iinfo(np.int32).max:
+        raise pa.ArrowCapacityError(f"{offsets[-1]} bytes are more than a column of strings can hold")
+    valid_bits = None if valid.all() else pa.array(valid).buffers()[1]
+    read = _pa.py_buffer(np.ascontiguousarray(data))
+    return _pa.StringArray.from_buffers(len(lengths), _pa.py_buffer(offsets.astype(np.int32)), read, valid_bits)
 
 
 def cut(data: Bytes, starts: Positions, ends: Positions, valid: Mask) -> Texts:
     """The texts whose UTF-8 lies in `data` from each start to before the end beside it."""
-    lengths = np.where(valid, ends - starts, 0)
+    lengths = ends - starts
+    if (starts[1:] == ends[:-1]).all() and (lengths >= 0).all():
+        # side by side: what lies in the place of a null may stay
+        return texts_of_bytes(data[starts[0] : ends[-1]] if len(starts) else data[:0], lengths, valid)
+    lengths = np.where(valid, lengths, 0)
     shifts = starts - (np.cumsum(lengths) - lengths)
     return texts_of_bytes(data[np.repeat(shifts, lengths) + np.arange(int(lengths.sum()))], lengths, valid)
 
