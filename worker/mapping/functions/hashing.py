@@ -17,22 +17,31 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from worker.mapping.functions.base import Call
+    from worker.mapping.values import Texts
 
 # The stubs of pyarrow refuse arguments that its functions take, such as a scalar beside an array.
 pc: Any = pyarrow.compute
 
 
-def _utf_16(text: str) -> bytes:
+def _utf_8(texts: Texts) -> list[bytes]:
+    read: list[bytes] = pc.cast(texts, pa.binary()).to_pylist()
+    return read
+
+
+def _utf_16(texts: Texts) -> list[bytes]:
     # Java writes its mark before the first character, so that there is none where there is no character
-    return b"\xfe\xff" + text.encode("utf-16-be") if text else b""
+    return [b"\xfe\xff" + text.encode("utf-16-be") if text else b"" for text in texts.to_pylist()]
 
 
-_CHARSETS: dict[str, Callable[[str], bytes]] = {
-    "UTF-8": str.encode,
-    "UTF-16": _utf_16,
-    "ISO-8859-1": lambda text: text.encode("iso-8859-1", "replace"),
-    "US-ASCII": lambda text: text.encode("ascii", "replace"),
-}
+def _latin_1(texts: Texts) -> list[bytes]:
+    return [text.encode("iso-8859-1", "replace") for text in texts.to_pylist()]
+
+
+def _ascii(texts: Texts) -> list[bytes]:
+    return [text.encode("ascii", "replace") for text in texts.to_pylist()]
+
+
+_CHARSETS = {"UTF-8": _utf_8, "UTF-16": _utf_16, "ISO-8859-1": _latin_1, "US-ASCII": _ascii}
 
 
 def _hashing(digest: Callable[[bytes], str]) -> Callable[..., Values]:
@@ -50,7 +59,7 @@ def _hashing(digest: Callable[[bytes], str]) -> Callable[..., Values]:
                 call.fail(unknown & present(texts), f"CHARSET is none of {', '.join(_CHARSETS)}")
                 continue
             distinct = pc.dictionary_encode(texts if len(rows) == call.rows else texts.take(pa.array(rows)))
-            hashes = pa.array([digest(encode(text)) for text in distinct.dictionary.to_pylist()], pa.string())
+            hashes = pa.array([digest(data) for data in encode(distinct.dictionary)], pa.string())
             parts.append((rows, Values.of(hashes.take(distinct.indices))))
         return spread(parts, call.rows)
 

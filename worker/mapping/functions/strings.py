@@ -415,11 +415,10 @@ def split(call: Call, given: Values, separator: Values) -> Values:
         match sorted(set(characters)):
             case []:
                 items = Items.rows_of([Values.of(texts_here)]).where(present(texts_here))
-            case [one]:
+            case [one, *others]:
+                for other in others:
+                    texts_here = pc.replace_substring(texts_here, other, one)
                 items = Items.of_list_array(pc.split_pattern(texts_here, one))
-            case several:
-                pattern = "[" + "".join(rf"\x{{{ord(character):X}}}" for character in several) + "]"
-                items = Items.of_list_array(pc.split_pattern_regex(texts_here, pattern))
         filled = np.asarray(pc.not_equal(items.values.arrow(Kind.STRING), ""))
         parts.append((rows, Values.items(items if filled.all() else items.select(filled))))
     return call.few(spread(parts, call.rows))

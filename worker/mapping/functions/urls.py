@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,15 +75,31 @@ class Parts:
         self.scheme_end = self.first(b":", self.starts)
         after = self.scheme_end + 1
         self.has_authority = self._has(after, b"/") & self._has(after + 1, b"/") & self.valid
-        authority = np.where(self.has_authority, np.minimum(after + 2, self.ends), after)
-        self.path = np.where(self.has_authority, self.first(b"/?#", authority), np.minimum(after, self.ends))
-        self.path_end = self.first(b"?#", self.path)
-        self.anchor = self.first(b"#", self.path_end)
-        user_end = self.first(b"@", authority)
-        self.host = np.where(user_end < self.path, user_end + 1, authority)
+        self.authority = np.minimum(np.where(self.has_authority, after + 2, after), self.ends)
+
+    @cached_property
+    def path(self) -> Positions:
+        return np.where(self.has_authority, self.first(b"/?#", self.authority), self.authority)
+
+    @cached_property
+    def path_end(self) -> Positions:
+        return self.first(b"?#", self.path)
+
+    @cached_property
+    def anchor(self) -> Positions:
+        """The place of its `#`, or the end."""
+        return self.first(b"#", self.path_end)
+
+    @cached_property
+    def host(self) -> Positions:
+        user_end = self.first(b"@", self.authority)
+        return np.where(user_end < self.path, user_end + 1, self.authority)
+
+    @cached_property
+    def host_end(self) -> Positions:
         # an address of IPv6 has colons of its own
         bracket = np.where(self._has(self.host, b"["), self.first(b"]", self.host), self.host)
-        self.host_end = np.minimum(self.first(b":", bracket), self.path)
+        return np.minimum(self.first(b":", bracket), self.path)
 
     def first(self, characters: bytes, since: Positions) -> Positions:
         """In each row the first place of one of these characters from a place on, or the end of the row."""
@@ -305,15 +322,18 @@ for _digits in (b"0123456789abcdef", b"0123456789ABCDEF"):
 def get_url_encoded(call: Call, url: Values) -> Values:
     texts = call.texts(url, "URL")
     data, offsets = laid_out(texts)
-    widths = np.where(_KEPT[data], 1, 3)
-    ends = np.append(0, np.cumsum(widths))
-    starts = ends[:-1]
-    written = np.empty(int(ends[-1]), dtype=np.uint8)
-    written[starts] = np.where(_KEPT[data], data, ord("%"))
-    encoded = widths == 3
-    written[starts[encoded] + 1] = _HEXADECIMAL[data[encoded] >> 4]
-    written[starts[encoded] + 2] = _HEXADECIMAL[data[encoded] & 0x0F]
-    return Values.of(call.short(cut(written, ends[offsets[:-1]], ends[offsets[1:]], present(texts))))
+    special = np.flatnonzero(~_KEPT[data])
+    # each takes two bytes more, and moves what is behind it so far
+    places = special + 2 * np.arange(len(special))
+    written = np.empty(len(data) + 2 * len(special), dtype=np.uint8)
+    as_before = np.ones(len(written), dtype=bool)
+    as_before[places + 1] = as_before[places + 2] = False
+    written[as_before] = data
+    written[places] = ord("%")
+    written[places + 1] = _HEXADECIMAL[data[special] >> 4]
+    written[places + 2] = _HEXADECIMAL[data[special] & 0x0F]
+    offsets = offsets + 2 * np.searchsorted(special, offsets)
+    return Values.of(call.short(cut(written, offsets[:-1], offsets[1:], present(texts))))
 
 
 _UTF_8 = (
@@ -364,8 +384,9 @@ def get_url_decoded(call: Call, url: Values) -> Values:
     decoded[signs] = high << 4 | low
     kept = np.ones(len(data), dtype=bool)
     kept[signs + 1] = kept[signs + 2] = False
-    ends = np.append(0, np.cumsum(kept))
-    result = cut(decoded[kept], ends[offsets[:-1]], ends[offsets[1:]], there)
+    # each moves what is behind it by two bytes
+    offsets = offsets - 2 * np.searchsorted(signs, offsets)
+    result = cut(decoded[kept], offsets[:-1], offsets[1:], there)
     if (high >= 8).any():
         utf_8 = np.asarray(
             pc.fill_null(pc.match_substring_regex(pc.cast(result, pa.binary()), _UTF_8), fill_value=True)
