@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # The stubs of pyarrow refuse arguments that its functions take, such as a scalar beside an array.
 pc: Any = pyarrow.compute
 
-MAX_PADDED_CHARACTERS = 10_000
+MAX_PADDED_CHARACTERS = 1_000
 """To how many characters a string is padded: every row of a block may grow to it from nothing."""
 
 _CHARACTERS = "Places and lengths count whole characters, also those that take two units of UTF-16 in Java."
