@@ -20,8 +20,15 @@ import pytest
 
 from tests.support import MAPPER, flow_of, run_of, settings_for
 from worker import events
-from worker.errors import ConfigurationError, DayNotBegunError, ExportUnavailableError, StoreError
+from worker.errors import (
+    ConfigurationError,
+    DayNotBegunError,
+    ExportUnavailableError,
+    InterruptedRunError,
+    StoreError,
+)
 from worker.keeper import REQUESTS, RUNS_A_LOOK, Keeper
+from worker.lease import lease_name
 from worker.metrics import Metrics
 from worker.mixpanel.calendar import day_bounds, today
 from worker.mixpanel.export import MixpanelExports
@@ -290,6 +297,93 @@ async def test_two_replicas_run_a_flow_once(world: World) -> None:
     assert len(world.runs(flow_id)) == 1
 
 
+DAILY = Schedule(HOURLY.start_time, "day", 1)
+ONCE = Schedule(HOURLY.start_time, "once", None)
+
+
+@pytest.mark.parametrize("schedule", [DAILY, ONCE])
+async def test_what_a_killed_replica_ran_is_taken_over_when_its_lease_has_run_out(
+    world: World, schedule: Schedule
+) -> None:
+    flow_id = world.flows.add("events", schedule)
+    # what is left of a process that was killed
+    left = run_of(id="left", flow_id=flow_id, flow_name="events", state=RunState.IN_PROGRESS, started_at=world.now)
+    world.store.save_run(left)
+    assert world.store.take_lease(lease_name(flow_id), "the killed one", world.now, 30)
+    keeper = world.keeper()
+    world.now += timedelta(seconds=29)
+    await tick(keeper)
+    assert [run.id for run in world.runs(flow_id)] == ["left"]
+    world.now += timedelta(seconds=1)
+    await tick(keeper)
+    taken, killed = world.runs(flow_id)
+    assert (taken.state, killed.id, killed.state) == (RunState.SUCCESS, "left", RunState.FAILED)
+    assert killed.error_code == InterruptedRunError.code
+    await tick(keeper)
+    assert len(world.runs(flow_id)) == 2
+
+
+async def test_a_run_that_another_replica_is_at_is_left_to_it(world: World) -> None:
+    flow_id = world.flows.add("events", ONCE)
+    world.mixpanel.gate = asyncio.Event()
+    one, other = world.keeper(), world.keeper()
+    await one.tick()
+    await world.mixpanel.asked.wait()
+    for _ in range(3):
+        await tick(other)
+    world.mixpanel.gate.set()
+    await settle(one)
+    for _ in range(3):
+        await tick(other)
+    assert [run.state for run in world.runs(flow_id)] == [RunState.SUCCESS]
+
+
+@pytest.mark.parametrize("schedule", [DAILY, ONCE])
+async def test_what_a_process_was_told_to_end_goes_on_with_the_next_one(world: World, schedule: Schedule) -> None:
+    flow_id = world.flows.add("events", schedule)
+    world.mixpanel.gate = asyncio.Event()
+    keeper = world.keeper()
+    await keeper.tick()
+    await world.mixpanel.asked.wait()
+    await keeper.close()
+    world.mixpanel.gate.set()
+    world.now += timedelta(seconds=1)
+    other = world.keeper()
+    for _ in range(3):
+        await tick(other)
+    assert [run.state for run in world.runs(flow_id)] == [RunState.SUCCESS, RunState.FAILED]
+
+
+@pytest.mark.parametrize("killed", [True, False])
+async def test_a_run_that_was_asked_for_is_done_again_with_its_days(world: World, killed: bool) -> None:
+    flow_id = world.flows.add("events", None)
+    world.mixpanel.arrived[date(2024, 1, 5)] = ["a"]
+    world.mixpanel.gate = asyncio.Event()
+    keeper = world.keeper()
+    run_id = await keeper.request_run(flow_id, date(2024, 1, 5), date(2024, 1, 5))
+    await world.mixpanel.asked.wait()
+    begun = world.store.run(run_id)
+    assert begun is not None
+    await keeper.close()
+    if killed:
+        # as if it had had no time to say so, nor to give its lease back
+        world.store.save_run(begun)
+        assert world.store.take_lease(lease_name(flow_id), "the killed one", world.now, 30)
+    world.mixpanel.gate.set()
+    other = world.keeper()
+    if killed:
+        await tick(other)
+        assert world.days("events") == {}
+        world.now += timedelta(seconds=30)
+    await tick(other)
+    await tick(other)
+    assert world.days("events") == {date(2024, 1, 5): ["a"]}
+    states = {run.id: (run.state, run.first_day, run.last_day) for run in world.runs(flow_id)}
+    assert states.pop(run_id)[0] is RunState.FAILED
+    assert [*states.values()] == [(RunState.SUCCESS, date(2024, 1, 5), date(2024, 1, 5))]
+    assert world.store.objects(REQUESTS) == []
+
+
 async def test_flows_wait_for_room_and_the_one_that_waited_longest_is_first(world: World) -> None:
     ids = [world.flows.add(f"flow-{number}") for number in range(5)]
     keeper = world.keeper(flows_at_once=2)
@@ -357,6 +451,9 @@ async def test_the_newest_run_that_has_begun_counts_however_many_wait(world: Wor
     world.mixpanel.gate = asyncio.Event()
     keeper = world.keeper(flows_at_once=1)
     world.now += timedelta(minutes=1)
+    # it takes the only room
+    await keeper.request_run(world.flows.add("busy", None), None, None)
+    await world.mixpanel.asked.wait()
     asked = [await keeper.request_run(flow_id, None, None) for _ in range(RUNS_A_LOOK + 1)]
     await keeper.close()
     for request in world.store.objects(REQUESTS):

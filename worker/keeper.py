@@ -20,8 +20,15 @@ from uuid import uuid4
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from worker import events
-from worker.errors import ConfigurationError, ExportRefusedError, StoreError, WorkerError, place_of
-from worker.lease import FlowLease, holder_name
+from worker.errors import (
+    ConfigurationError,
+    ExportRefusedError,
+    InterruptedRunError,
+    StoreError,
+    WorkerError,
+    place_of,
+)
+from worker.lease import FlowLease, holder_name, lease_name
 from worker.mixpanel.calendar import calendar_zone, day_bounds, today
 from worker.model import Run, RunState
 from worker.pipeline import Pipeline
@@ -57,7 +64,7 @@ MOST_PROJECTS = 100
 """Of so many projects the quota is told."""
 RUNS_A_LOOK = 100
 REQUESTS = "runRequests"
-"""The kind of object that a run which was asked for is kept as, under the id of the run, until it begins."""
+"""The kind of object that a run which was asked for is kept as, under the id of the run, until it ends."""
 
 
 class Flows(Protocol):
@@ -295,7 +302,11 @@ class Keeper:
             flow_id = str(request.document["flowId"])
             if flow_id not in flows:
                 await asyncio.to_thread(self._forget_request, request.id)
-            elif flow_id not in self._running and self._has_room():
+            elif (
+                flow_id not in self._running
+                and self._has_room()
+                and await asyncio.to_thread(self._can_begin, flow_id, request.id)
+            ):
                 self._start(flow_id, request.id, request.document)
         now = self._clock()
         due = [
@@ -304,16 +315,19 @@ class Keeper:
             if flow.state == ENABLED
             and flow.schedule is not None
             and flow.flow_id not in self._running
-            and is_due(flow.schedule, self._newest.get(flow.flow_id), now)
+            and (is_due(flow.schedule, self._newest.get(flow.flow_id), now) or self._is_under_way(flow.flow_id))
         ]
         # who has waited longest comes first
         due.sort(key=lambda flow: self._started_at(flow.flow_id))
         for flow in due:
             if not self._has_room():
                 break
+            left = self._is_under_way(flow.flow_id) and await asyncio.to_thread(self._is_free, flow.flow_id)
             # another replica may have run it meanwhile
             await asyncio.to_thread(self._learn, [flow.flow_id])
-            if flow.schedule is not None and is_due(flow.schedule, self._newest.get(flow.flow_id), now):
+            due_now = flow.schedule is not None and is_due(flow.schedule, self._newest.get(flow.flow_id), now)
+            # who began it had died when nobody had the lease, if it has not ended since
+            if due_now or (left and self._is_under_way(flow.flow_id)):
                 self._start(flow.flow_id, None, {})
         for flow_id in self._told.keys() - flows.keys() - self._running.keys():
             del self._told[flow_id]
@@ -354,6 +368,26 @@ class Keeper:
 
     def _has_room(self) -> bool:
         return len(self._running) < self._settings.flows_at_once
+
+    def _is_under_way(self, flow_id: str) -> bool:
+        """Whether the newest run that has begun has not ended, here, elsewhere, or with who began it."""
+        newest = self._newest.get(flow_id)
+        return newest is not None and newest.state is RunState.IN_PROGRESS
+
+    def _is_free(self, flow_id: str) -> bool:
+        """Whether nobody has the lease of the flow."""
+        held = self._store.lease(lease_name(flow_id))
+        return held is None or held.until <= self._clock()
+
+    def _can_begin(self, flow_id: str, run_id: str) -> bool:
+        """Whether a run that was asked for waits, or was left by who began it; one that has ended is forgotten."""
+        run = self._store.run(run_id)
+        if run is None or run.extra.get(QUEUED):
+            return True
+        if run.state is RunState.IN_PROGRESS or run.error_code == InterruptedRunError.code:
+            return self._is_free(flow_id)
+        self._store.delete_object(REQUESTS, run_id)
+        return False
 
     def _started_at(self, flow_id: str) -> datetime:
         newest = self._newest.get(flow_id)
@@ -429,13 +463,14 @@ class Keeper:
         sink = self._sink_of(flow)
         paced = PacedExports(self._exports, self._settings, self._store, self._listener, flow.id, self._clock)
         await to_end(asyncio.to_thread(self._store.save_flow, flow.id, flow.name, prepared.definition))
-        if run_id is not None:
-            await to_end(asyncio.to_thread(self._store.delete_object, REQUESTS, run_id))
         self._tell(await asyncio.to_thread(flow_known, self._store, flow.id, flow.name, flow.source))
         listen = telling_progress(flow, receipts, self._listener)
         with Pipeline(self._settings, paced, listen) as pipeline:
             runner = Runner(self._settings, self._store, sink, pipeline, listen, self._clock)
             self._newest[flow_id] = await runner.run(planned)
+        if run_id is not None:
+            # not before: a request whose run was killed is done again
+            await to_end(asyncio.to_thread(self._store.delete_object, REQUESTS, run_id))
 
     def _plan(
         self,
@@ -445,6 +480,10 @@ class Keeper:
         request: Mapping[str, Any],
     ) -> RunRequest:
         now = self._clock()
+        known = self._store.run(run_id) if run_id else None
+        if known is not None and not known.extra.get(QUEUED):
+            # it had begun, and that run is ended as interrupted
+            run_id = None
         first, last = (date.fromisoformat(request[key]) if request.get(key) else None for key in ("first", "last"))
         if first is not None or last is not None:
             planned = plan_run(prepared, self._store, first, last, now).request

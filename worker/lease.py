@@ -37,6 +37,11 @@ def holder_name(what: str) -> str:
     return f"{what}, process {os.getpid()} on {socket.gethostname()} [{uuid4().hex[:12]}]"
 
 
+def lease_name(flow_id: str) -> str:
+    """Under which name the store has the lease of a flow."""
+    return f"flow:{flow_id}"
+
+
 class FlowLease:
     """The lease of one flow for `holder`, which runs out `seconds` after it was taken or renewed.
 
@@ -47,7 +52,7 @@ class FlowLease:
         self, store: Store, flow_id: str, holder: str, seconds: float, clock: Callable[[], datetime] = now_utc
     ) -> None:
         self._store = store
-        self._name = f"flow:{flow_id}"
+        self._name = lease_name(flow_id)
         self._holder = holder
         self._seconds = seconds
         self._clock = clock

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from worker.errors import ConfigurationError
+from worker.errors import ConfigurationError, InterruptedRunError
 from worker.mixpanel.calendar import day_bounds, existing_days, today
 from worker.model import RunState
 
@@ -44,7 +44,7 @@ def is_due(schedule: Schedule, newest: Run | None, now: datetime) -> bool:
     """Whether a run is to be started: the newest slot is later than the start of the flow's `newest` run.
 
     Slots that were missed count as one, for a run covers all days since the last complete one. A failed run is due
-    again after FAILED_RETRY.
+    again after FAILED_RETRY, one that was interrupted at once: its process was told to end.
     """
     slot = newest_slot(schedule, now)
     if slot is None:
@@ -52,6 +52,8 @@ def is_due(schedule: Schedule, newest: Run | None, now: datetime) -> bool:
     if newest is None:
         return True
     if newest.started_at > now + CLOCK_STEP or slot > newest.started_at:
+        return True
+    if newest.error_code == InterruptedRunError.code:
         return True
     ended = newest.completed_at
     return newest.state is RunState.FAILED and ended is not None and now >= ended + FAILED_RETRY
