@@ -418,7 +418,7 @@ def free_port() -> int:
 async def until_closed(url: str, opening: bytes, trickle: bytes = b"") -> bytes:
     """What a server says until it closes a connection on which `opening` is sent, and `trickle` again and again."""
     found = bytearray()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(8):
         reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
         with suppress(ConnectionError):
             writer.write(opening)

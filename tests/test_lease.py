@@ -141,13 +141,17 @@ async def test_it_is_not_waited_for_while_somebody_lives(heir: str, monkeypatch:
 
 async def test_who_is_cancelled_while_it_takes_it_gives_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
     store = MemoryStore()
-    loop, asked, go_on = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    asked, go_on, taken = asyncio.Event(), threading.Event(), threading.Event()
+    loop, take_lease = asyncio.get_running_loop(), store.take_lease
 
-    def slow(times: int) -> None:
+    def slow(*arguments: Any) -> bool:
         loop.call_soon_threadsafe(asked.set)
         go_on.wait(20)
+        found = take_lease(*arguments)
+        taken.set()
+        return found
 
-    counting(store, monkeypatch, slow)
+    monkeypatch.setattr(store, "take_lease", slow)
 
     async def take() -> None:
         async with lease_of(store) as lease:
@@ -156,7 +160,9 @@ async def test_who_is_cancelled_while_it_takes_it_gives_it_back(monkeypatch: pyt
     taking = asyncio.create_task(take())
     await asked.wait()
     taking.cancel()
-    loop.call_later(0.01, go_on.set)
+    # whoever does not wait for the thread has given it back by then
+    loop.call_later(0.2, go_on.set)
     with pytest.raises(asyncio.CancelledError):
         await taking
+    assert await asyncio.to_thread(taken.wait, 20)
     assert store.lease(NAME) is None
