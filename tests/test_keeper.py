@@ -451,6 +451,7 @@ async def test_the_newest_run_that_has_begun_counts_however_many_wait(world: Wor
     world.mixpanel.gate = asyncio.Event()
     keeper = world.keeper(flows_at_once=1)
     world.now += timedelta(minutes=1)
+    world.mixpanel.asked.clear()
     # it takes the only room
     await keeper.request_run(world.flows.add("busy", None), None, None)
     await world.mixpanel.asked.wait()
