@@ -330,7 +330,7 @@ SETTINGS: Final = (
         "WORKER_LEASE_SECONDS",
         "30",
         "seconds",
-        "after which another replica takes the flows over of one that is dead or paused",
+        "after which another process takes the flows over of one that is dead or paused",
         _seconds,
     ),
     Setting("WORKER_FLOWS_AT_ONCE", "2", "flows", "how many the service runs at a time", _whole_number(1)),
