@@ -156,6 +156,23 @@ def test_the_life_of_a_flow(tmp_path: Path, mixpanel: SimulatorThread, replica: 
     # the mapping set
     mapping = prep.createMappingSet(mappingSet={"mappings": MAPPINGS}, validate=True)["id"]
     assert [one["id"] for one in prep.getMappingSets()] == [mapping]
+    assert prep.updateMappingSet(mapping, MAPPINGS)["version"] == 1
+    record = {"event": "Signed up", "properties": {"$insert_id": "i1", "version": "v1", "price": "2.5"}}
+    total = {"sourceType": "EXPRESSION", "source": "data.price * 4", "destination": "total"}
+    [row] = prep.previewDataOutput(record, {"mappings": [*MAPPINGS, total]})
+    assert row["errors"] is None
+    assert row["data"]["total"] == "10.0"
+    assert prep.validateExpression(total["source"], mappingSetId=mapping, sampleData='{"price": 1}') == {
+        "validationStatus": "succeeded",
+        "error": "none",
+    }
+    assert prep.validateExpression("data.price *")["validationStatus"] == "failed"
+    assert {"iif", "to_array"} <= {one["function"] for one in prep.getMappingSetFunctions()}
+    assert {"+", "&&"} <= {one["operatorSymbol"] for one in prep.getMappingSetOperators()}
+    spare = prep.createMappingSet(mappingSet={"mappings": [*MAPPINGS, total]}, validate=True)["id"]
+    prep.deleteMappingSet(spare)
+    assert heard.statuses[-1][::2] == ("DELETE", 204)
+    assert [one["id"] for one in prep.getMappingSets()] == [mapping]
 
     # the flow; it runs once by itself, as its start has passed
     flow = flows.createFlow(

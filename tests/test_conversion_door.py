@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.test_http_app import CLIENT, SECRET, bearer, problem_of, serving
+from worker.http import conversion
+from worker.mapping.functions import REGISTRY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -171,7 +173,7 @@ async def test_lists(tmp_path: Path) -> None:
         {"mappings": []},
         {"mappings": "x"},
         {"mappings": [{"source": "data.a"}]},
-        {"mappings": [{"sourceType": "EXPRESSION", "source": "1 + 1", "destination": "a"}]},
+        {"mappings": [{"sourceType": "EXPRESSION", "source": "1 +", "destination": "a"}]},
         {"mappings": [{"sourceType": "OTHER", "source": "data.a", "destination": "a"}]},
         {"mappings": [{"source": "data.a", "destination": "a b"}]},
         {"mappings": [{"source": "data.a", "destination": "a"}, {"source": "data.b", "destination": "a"}]},
@@ -259,6 +261,281 @@ async def test_a_set_that_a_flow_uses_stays(tmp_path: Path) -> None:
         await service.json("DELETE", f"{BASE}/{mapping}", status=400)
         await service.json("DELETE", f"{flow_service}/flows/{flow}", status=204)
         await service.json("DELETE", f"{BASE}/{mapping}", status=204)
+
+
+# Preview, and the language
+
+
+LINE = {"event": "Signed up", "properties": {"$insert_id": "i1", "distinct_id": "d1", "price": "12.50", "tags": ["a"]}}
+WRAPPED = {"data": {"event_name": "Signed up", "insert_id": "i1", "distinct_id": "d1", "price": "12.50", "tags": ["a"]}}
+FLAT = {"event": "Signed up", "insert_id": "i1", "distinct_id": "d1", "price": "12.50", "tags": ["a"]}
+PREVIEW_SET: dict[str, Any] = {
+    "mappings": [
+        {"sourceType": "ATTRIBUTE", "source": "data.event_name", "destination": "name"},
+        {"sourceType": "ATTRIBUTE", "source": "data.insert_id", "destination": "_tenant.id"},
+        {"sourceType": "ATTRIBUTE", "source": "data.nothing", "destination": "_tenant.inner.nothing"},
+        {"sourceType": "EXPRESSION", "source": "data.price + 1.0", "destination": "_tenant.price"},
+        {"sourceType": "EXPRESSION", "source": "data.tags", "destination": "_tenant.tags[*]"},
+        {"sourceType": "STATIC", "source": "web", "destination": "origin"},
+        {"sourceType": "EXPRESSION", "source": "_flow.timezone", "destination": "zone"},
+    ]
+}
+
+
+async def preview(service: Any, data: object, mapping_set: object, *, status: int = 200) -> Any:
+    return await service.json("POST", f"{BASE}/preview", json={"data": data, "mappingSet": mapping_set}, status=status)
+
+
+async def test_a_preview_maps_each_shape_of_a_record(tmp_path: Path) -> None:
+    mapped = {
+        "name": "Signed up",
+        "_tenant": {"id": "i1", "price": "13.5", "tags": ["a"]},
+        "origin": "web",
+        "zone": "UTC",
+    }
+    async with serving(tmp_path) as service:
+        for record in (LINE, WRAPPED, FLAT):
+            assert await preview(service, record, PREVIEW_SET) == [{"data": mapped, "errors": None}]
+        assert await preview(service, [LINE, FLAT, {}], PREVIEW_SET) == [
+            *[{"data": mapped, "errors": None}] * 2,
+            {"data": {"origin": "web", "zone": "UTC"}, "errors": None},
+        ]
+        assert await preview(service, [], PREVIEW_SET) == []
+
+
+async def test_the_preview_of_adobes_document(tmp_path: Path) -> None:
+    pairs = (("id", "_id"), ("firstName", "person.name.firstName"), ("lastName", "person.name.lastName"))
+    reference = {"id": "https://ns.adobe.com/stardust/schemas/89abc189258b1cb1a816d8f2b2341a6d", "contentType": FULL}
+    mapping_set = {
+        "outputSchema": {"schemaRef": reference},
+        "mappings": [{"sourceType": "ATTRIBUTE", "source": one, "destination": other} for one, other in pairs],
+    }
+    record = {"id": 1234, "firstName": "Jim", "lastName": "Seltzer"}
+    async with serving(tmp_path) as service:
+        assert await preview(service, record, mapping_set) == [
+            {"data": {"_id": "1234", "person": {"name": {"firstName": "Jim", "lastName": "Seltzer"}}}, "errors": None}
+        ]
+
+
+async def test_a_preview_by_a_schema_tells_what_is_wrong_with_which_record(tmp_path: Path) -> None:
+    records = [
+        {"distinct_id": "d1", "time": 5, "at": "2024-02-29T10:00:00.250Z"},
+        {"distinct_id": "d2", "time": "soon"},
+        {"time": 1.0, "properties": {}},
+    ]
+    schema = {
+        **SCHEMA,
+        "properties": {**SCHEMA["properties"], "at": {"type": "string", "format": "date-time"}},
+    }
+    at = {"sourceType": "ATTRIBUTE", "source": "at", "destination": "at"}
+    total = {"sourceType": "EXPRESSION", "source": "to_integer(time) / 5", "destination": "_tenant.origin"}
+    mapping_set = {**TUTORIAL, "mappings": [*TUTORIAL["mappings"], at, total]}
+    async with serving(tmp_path) as service:
+        await service.json("POST", "/data/foundation/schemaregistry/tenant/schemas", json=schema, status=201)
+        good, warned, rejected = await preview(service, records, mapping_set)
+        assert good == {
+            "data": {"_tenant": {"distinct_id": "d1", "time": 5, "origin": "1"}, "at": "2024-02-29T10:00:00.250000Z"},
+            "errors": None,
+        }
+        assert warned["data"] == {"_tenant": {"distinct_id": "d2"}}
+        misfit, failed = warned["errors"]
+        assert misfit == {
+            "exception": "_tenant.time: the value does not fit the type int64; the field is null.",
+            "destination": "_tenant.time",
+            "source": "data.time",
+        }
+        assert (failed["destination"], failed["source"]) == ("_tenant.origin", "to_integer(time) / 5")
+        assert failed["exception"].startswith("_tenant.origin: to_integer")
+        assert rejected["data"] == {"_tenant": {"time": 1, "origin": "0"}}
+        assert rejected["errors"] == [
+            {
+                "exception": "The required field _tenant.distinct_id is missing or null. The row would be rejected.",
+                "destination": "_tenant.distinct_id",
+                "source": "data.distinct_id",
+            }
+        ]
+        refused = await preview(service, {}, {**TUTORIAL, "mappings": TUTORIAL["mappings"][1:]}, status=400)
+        assert "_tenant.distinct_id" in refused["errorMessage"]
+
+
+async def test_an_error_stands_with_its_record_among_many(tmp_path: Path) -> None:
+    mappings = [
+        {"sourceType": "EXPRESSION", "source": "100 / data.n", "destination": "share"},
+        {"sourceType": "ATTRIBUTE", "source": "data.text", "destination": "text"},
+    ]
+    records: list[dict[str, Any]] = [{"n": number % 97, "text": "x" * (number % 50) * 10} for number in range(1000)]
+    async with serving(tmp_path) as service:
+        rows = await preview(service, records, {"mappings": mappings})
+    assert [row["data"].get("share") for row in rows] == [
+        str(100 // record["n"]) if record["n"] else None for record in records
+    ]
+    assert [row["data"]["text"] for row in rows] == [record["text"] for record in records]
+    assert [bool(row["errors"]) for row in rows] == [record["n"] == 0 for record in records]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"data": {}}, "has no mappingSet"),
+        ({"data": {}, "mappingSet": []}, "has no mappingSet"),
+        ({"mappingSet": PREVIEW_SET}, "data is neither"),
+        ({"data": "{}", "mappingSet": PREVIEW_SET}, "data is neither"),
+        ({"data": [{}, 5], "mappingSet": PREVIEW_SET}, "Record 2 of data"),
+        ({"data": [{}] * 1001, "mappingSet": PREVIEW_SET}, "data has 1001 records; up to 1000"),
+        ({"data": {}, "mappingSet": {"mappings": []}}, "has no mappings"),
+        ({"data": {}, "mappingSet": {"mappings": [{"source": "a" * 4096}] * 100}}, "more than 131072 characters"),
+        ({"data": {}, "mappingSet": {"mappings": PREVIEW_SET["mappings"] * 200}}, "Up to 1000 mappings"),
+        (
+            {
+                "data": {},
+                "mappingSet": {"mappings": [{"sourceType": "EXPRESSION", "source": "a +", "destination": "a"}]},
+            },
+            "mapping 1 → a: column 4",
+        ),
+    ],
+)
+async def test_a_preview_of_something_else_is_refused(tmp_path: Path, body: dict[str, Any], words: str) -> None:
+    async with serving(tmp_path) as service:
+        async with service.ask("POST", f"{BASE}/preview", json=body) as response:
+            assert response.status == 400
+            assert words in (await problem_of(response))["errorMessage"]
+        await service.json("POST", f"{BASE}/preview", status=400)
+
+
+async def test_a_preview_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copies = [{"sourceType": "ATTRIBUTE", "source": "text", "destination": f"a{number}"} for number in range(1000)]
+    doubled = " + ".join(["text"] * 16)
+    grown = [
+        {"sourceType": "EXPRESSION", "source": f"[{doubled}]", "destination": f"a{number}"} for number in range(60)
+    ]
+    squared = [{"sourceType": "EXPRESSION", "source": "replacestr(text, 'x', text)", "destination": "a"}]
+    long = [{"sourceType": "EXPRESSION", "source": "a + " * 1000 + "a", "destination": f"a{n}"} for n in range(40)]
+    record = {"text": "x" * 60_000}
+    async with serving(tmp_path) as service:
+        for mappings in (copies, grown):
+            refused = await preview(service, [record] * 10, {"mappings": mappings}, status=400)
+            assert "more than 16777216 bytes" in refused["errorMessage"]
+        assert len(await preview(service, [{"text": "x" * 1000}] * 10, {"mappings": squared})) == 10
+        refused = await preview(service, [{"text": "x" * 1000}] * 20, {"mappings": squared}, status=400)
+        assert "more than 16777216 bytes" in refused["errorMessage"]
+        for method, path in (("POST", BASE), ("POST", f"{BASE}/validate"), ("PUT", f"{BASE}/none")):
+            refused = await service.json(method, path, json={"mappings": long}, status=400)
+            assert "more than 131072 characters" in refused["errorMessage"]
+        monkeypatch.setattr(conversion, "EVALUATION_SECONDS", -1.0)
+        refused = await preview(service, FLAT, PREVIEW_SET, status=400)
+        assert "takes longer" in refused["errorMessage"]
+
+
+async def test_a_validation_names_the_column_of_an_expression(tmp_path: Path) -> None:
+    mappings = [
+        {"source": "data.a", "destination": "a"},
+        {"sourceType": "EXPRESSION", "source": "data.a + ", "destination": "b"},
+        {"sourceType": "EXPRESSION", "source": "data.a == 1 ? 'x' : nothing(data.b)", "destination": "c"},
+        {"sourceType": "EXPRESSION", "source": "1 / 0", "destination": "d"},
+        {"sourceType": "EXPRESSION", "source": "1 + 1", "destination": "e"},
+        {"sourceType": "EXPRESSION", "source": "data.${a", "destination": "f"},
+    ]
+    async with serving(tmp_path) as service:
+        answer = await service.json("POST", f"{BASE}/validate", json={"mappings": mappings})
+    found = answer["validationResponse"]
+    assert [one["status"] for one in found] == ["SUCCESS", "FAILED", "FAILED", "FAILED", "SUCCESS", "FAILED"]
+    told = [one["errors"] and one["errors"][0]["exception"] for one in found]
+    for number, column in ((2, 9), (3, 21), (4, 3), (6, 6)):
+        assert told[number - 1].startswith(
+            f"mapping {number} → {mappings[number - 1]['destination']}: column {column}:"
+        )
+    assert found[2]["errors"][0]["source"] == mappings[2]["source"]
+
+
+LANGUAGE = "/data/foundation/conversion/languages/el"
+
+
+async def test_an_expression_is_validated(tmp_path: Path) -> None:
+    good = {"validationStatus": "succeeded", "error": "none"}
+    async with serving(tmp_path) as service:
+
+        async def verdict(**body: object) -> Any:
+            return await service.json("POST", f"{LANGUAGE}/validate", json=body)
+
+        assert await verdict(expression="data.a + 1") == good
+        # as in the example of Adobe's document
+        assert await verdict(expression={"expression": "iif(a, 'x', 'y')"}) == good
+        for expression, words in (
+            ("a +", "column 4: expected a value"),
+            ("", "column 1: the expression is empty"),
+            ("iff(a, 1, 2)", "did you mean `iif`?"),
+            ("iif(a)", "It is iif(EXPRESSION, TRUE_VALUE, FALSE_VALUE)."),
+            ("aa_get_event_id(a)", "cannot be used here"),
+            ("[" * 4096, "column 4097"),
+            ("a" * 4097, "4096 are the most"),
+            ("1 / 0", "division by zero"),
+        ):
+            found = await verdict(expression=expression)
+            assert found["validationStatus"] == "failed"
+            assert words in found["error"]
+
+        made = await service.json("POST", BASE, json=TUTORIAL)
+        assert await verdict(expression="a", mappingSetId=made["id"], sampleDataType="application/json") == good
+        assert await verdict(expression="a / b", sampleData='{"a": 1, "b": 2}') == good
+        assert await verdict(expression="a / b", sampleData="[]") == good
+        found = await verdict(expression="data.a / $b", sampleData='[{"a": 1, "$b": 2}, {"data": {"a": 1, "b": 0}}]')
+        assert found["validationStatus"] == "succeeded"
+        found = await verdict(
+            expression="data.a / data.b", sampleData='[{"a": 1, "$b": 2}, {"data": {"a": 1, "b": 0}}]'
+        )
+        assert found == {"validationStatus": "failed", "error": "record 2: /: division by zero"}
+        assert await verdict(expression="_flow.projectId + event", sampleData='{"event": "x"}') == good
+
+        for wrong in (
+            {},
+            {"expression": 5},
+            {"expression": {"expression": None}},
+            {"expression": "a", "mappingSetId": 5},
+            {"expression": "a", "sampleData": {"a": 1}},
+            {"expression": "a", "sampleData": "{"},
+            {"expression": "a", "sampleData": "5"},
+            {"expression": "a", "sampleData": "[" * 200 + "]" * 200},
+            {"expression": "a", "sampleData": "{}", "sampleDataType": "xml"},
+        ):
+            problem = await service.json("POST", f"{LANGUAGE}/validate", json=wrong, status=400)
+            assert "request body is not JSON" not in problem["errorMessage"]
+        unknown = {"expression": "a", "mappingSetId": "nothing"}
+        await service.json("POST", f"{LANGUAGE}/validate", json=unknown, status=404)
+
+
+async def test_functions_and_operators_are_listed_as_adobe_does(tmp_path: Path) -> None:
+    async with serving(tmp_path, closed=True) as service:
+        headers = bearer(await service.login())
+        await service.json("GET", f"{LANGUAGE}/functions", status=403)
+        functions = await service.json("GET", f"{LANGUAGE}/functions", headers=headers)
+        operators = await service.json("GET", f"{LANGUAGE}/operators", headers=headers)
+    by_name = {one["function"]: one for one in functions}
+    assert len(by_name) == len(functions)
+    assert by_name.keys() == REGISTRY.by_name.keys()
+    for one in functions:
+        assert list(one) == [
+            *("category", "function", "description", "syntax", "returns", "returnType"),
+            *("example", "result", "params", "since"),
+        ]
+    assert by_name["to_array"]["params"] == [
+        {
+            "name": "INCLUDE_NULLS",
+            "description": by_name["to_array"]["params"][0]["description"],
+            "type": "object",
+            "dataType": "java.lang.Object",
+            "position": 1,
+        },
+        {**by_name["to_array"]["params"][1], "dataType": "[Ljava.lang.Object;", "position": 2},
+    ]
+    iif = by_name["iif"]
+    assert iif["syntax"] == "Object iif(EXPRESSION, TRUE_VALUE, FALSE_VALUE)"
+    assert (iif["category"], iif["returnType"], iif["result"]) == ("Logical operators", "java.lang.Object", '"True"')
+    # an alias is a record of its own
+    own, alias = by_name["contains_key"], by_name["is_set"]
+    assert alias == {**own, "function": "is_set", "syntax": own["syntax"].replace("contains_key", "is_set")}
+    complement = next(one for one in operators if one["operatorSymbol"] == "~")
+    assert list(complement) == ["operatorSymbol", "methodName", "numberOfOperands", "description", "example"]
+    assert (complement["methodName"], complement["numberOfOperands"]) == ("complement", 1)
 
 
 # The client that people use

@@ -155,6 +155,42 @@ _SCHEMAS: Final[dict[str, Any]] = {
         },
         "mappings",
     ),
+    "Preview": _shape(
+        {"data": {"type": ["object", "array"], "items": _OBJECT}, "mappingSet": _ref("MappingSet")},
+        *("data", "mappingSet"),
+    ),
+    "Previewed": _shape(
+        {"data": _OBJECT, "errors": {"type": ["array", "null"], "items": _ref("MappingError")}}, "data", "errors"
+    ),
+    "MappingError": _shape({"exception": _TEXT, "destination": _TEXT, "source": _TEXT}, "exception"),
+    "Expression": _shape(
+        {
+            "expression": {"type": ["string", "object"]},
+            "mappingSetId": _TEXT,
+            "sampleData": _TEXT,
+            "sampleDataType": _TEXT,
+        },
+        "expression",
+    ),
+    "ExpressionVerdict": _shape(
+        {"validationStatus": {"enum": ["succeeded", "failed"]}, "error": _TEXT}, "validationStatus", "error"
+    ),
+    "Function": _shape(
+        {
+            **dict.fromkeys(("category", "function", "description", "syntax", "returns", "returnType"), _TEXT),
+            **dict.fromkeys(("example", "result"), _TEXT),
+            "params": {"type": "array", "items": _OBJECT},
+            "since": _NUMBER,
+        },
+        *("category", "function", "description", "syntax", "returns", "returnType", "example", "result", "params"),
+    ),
+    "Operator": _shape(
+        {
+            **dict.fromkeys(("operatorSymbol", "methodName", "description", "example"), _TEXT),
+            "numberOfOperands": _NUMBER,
+        },
+        *("operatorSymbol", "methodName", "numberOfOperands", "description", "example"),
+    ),
     "MappingSetSummary": _shape(
         {
             "id": _TEXT,
@@ -213,6 +249,7 @@ _SCHEMAS: Final[dict[str, Any]] = {
 
 def _operations() -> dict[tuple[str, str], _Operation]:
     flow, prep = f"{_FOUNDATION}/flowservice", f"{_FOUNDATION}/conversion/mappingSets"
+    language = f"{_FOUNDATION}/conversion/languages/el"
     catalog, registry, export = (f"{_FOUNDATION}/{name}" for name in ("catalog", "schemaregistry", "export"))
     found: dict[tuple[str, str], _Operation] = {}
     for kind, body in (
@@ -262,6 +299,10 @@ def _operations() -> dict[tuple[str, str], _Operation]:
             _ref("DataPage"), query={**_PAGE, "name": _TEXT, "orderBy": _TEXT, "expandSchema": _FLAG}
         ),
         ("POST", f"{prep}/validate"): _Operation(_OBJECT, body="MappingSet"),
+        ("POST", f"{prep}/preview"): _Operation(_list_of("Previewed"), body="Preview"),
+        ("POST", f"{language}/validate"): _Operation(_ref("ExpressionVerdict"), body="Expression"),
+        ("GET", f"{language}/functions"): _Operation(_list_of("Function")),
+        ("GET", f"{language}/operators"): _Operation(_list_of("Operator")),
         ("GET", one): _Operation(summary, query={"version": _NUMBER, "expandSchema": _FLAG}),
         ("PUT", one): _Operation(summary, body="MappingSet", query={"validate": _FLAG}),
         ("DELETE", one): _Operation(status=204),
