@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from worker.errors import FlowBusyError
     from worker.events import Listener
+    from worker.mapping.functions.base import Function
     from worker.model import Flow, Run
     from worker.service import Planned, PreparedFlow
     from worker.settings import Settings
@@ -29,6 +30,8 @@ Result = TypeVar("Result")
 
 EXIT_OK, EXIT_FAILED, EXIT_WRONG = 0, 1, 2
 LARGEST_DAYS = 3660
+SHOWN_CHARACTERS = 80
+"""Of an expression, before and behind a mistake."""
 
 
 def _epilog() -> str:
@@ -388,15 +391,75 @@ def recover(
 
 @app.command()
 def validate(flow: FlowArgument, lake: LakeOption = None) -> None:
-    """Check a flow file and its mapping set without a network; print the columns that it makes."""
+    """Check a flow file and its mapping set without a network; print its columns and their expressions."""
     from worker.service import prepare_flow
 
-    prepared = prepare_flow(flow, os.environ, _settings(lake))
+    settings = _settings(lake)
+    try:
+        prepared = prepare_flow(flow, os.environ, settings)
+    except ConfigurationError as error:
+        _say(f"Error: {error}")
+        _point_at_mistake(flow, settings, error)
+        raise typer.Exit(EXIT_WRONG) from None
     target = prepared.flow.target
+    expressions = {
+        name: " ".join(source.split()) for name, source in _expressions(_mapping_document(flow, settings)).items()
+    }
     print(f"{flow}: {prepared.flow.name!r} is right. It fills {target.dataset_id} with these columns:")
     print(f"  {'mp_date':40} date32  (the project day, the partition)")
     for name, kind in _leafs(prepared):
-        print(f"  {name:40} {kind}")
+        made = f"  = {expressions.pop(name)}" if name in expressions else ""
+        print(f"  {name:40} {kind}{made}")
+    if expressions:
+        # a column may be made of several, or several columns of one
+        print("Parts of columns, and objects, that expressions make:")
+        for name, source in expressions.items():
+            print(f"  {name:40} = {source}")
+
+
+def _mapping_document(flow: Path, settings: Settings) -> dict[str, Any]:
+    """The mapping set of a flow file that can be read, as it was written."""
+    import orjson
+
+    from worker.flow_file import load_flow
+
+    file = load_flow(flow, os.environ, settings)
+    if file.mapping_path is None:
+        return file.mapping_document or {}
+    document: dict[str, Any] = orjson.loads(file.mapping_path.read_bytes())
+    return document
+
+
+def _expressions(document: dict[str, Any]) -> dict[str, str]:
+    """By destination."""
+    return {
+        entry.get("destination", entry.get("destinationXdmPath")): entry.get("source", entry.get("sourceAttribute"))
+        for entry in document["mappings"]
+        if entry.get("sourceType") in ("EXPRESSION", "text/x.aep-xl")
+    }
+
+
+def _point_at_mistake(flow: Path, settings: Settings, error: BaseException) -> None:
+    """Show the line of the expression that caused the error, if one did, and a caret below the place."""
+    from rich.cells import cell_len
+
+    from worker.mapping.expression import Expression
+    from worker.mapping.language.parser import ExpressionError
+
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ExpressionError):
+        cause = cause.__cause__
+    if cause is None:
+        return
+    for source in _expressions(_mapping_document(flow, settings)).values():
+        try:
+            Expression.of(source)
+        except ExpressionError as found:
+            if str(found) == str(cause):
+                before = source[: found.column - 1].rpartition("\n")[2][-SHOWN_CHARACTERS:]
+                after = source[found.column - 1 :].partition("\n")[0][:SHOWN_CHARACTERS]
+                _say(f"    {before}{after}\n    {' ' * cell_len(before)}^")
+                return
 
 
 def _leafs(prepared: PreparedFlow) -> list[tuple[str, str]]:
@@ -494,6 +557,126 @@ def query(
             print(result)
     except duckdb.Error as error:
         raise ConfigurationError(f"DuckDB says: {error}") from None
+
+
+@app.command()
+def functions(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A function or an alias of one.", show_default=False)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the functions of the mapping language, or say everything about one."""
+    from worker.mapping.functions import REGISTRY
+    from worker.mapping.functions.refused import REFUSED
+
+    known = {**REGISTRY.by_name, **REFUSED}
+    if name is not None and name not in known:
+        from difflib import get_close_matches
+
+        spellings = {other.lower(): other for other in known}
+        nearest = spellings[get_close_matches(name.lower(), spellings, n=1, cutoff=0)[0]]
+        raise ConfigurationError(f"There is no function {name!r}.", advice=f"Did you mean {nearest}?")
+    if as_json:
+        import orjson
+
+        shown = {made.name: _function_document(made) for made in REGISTRY.by_name.values()}
+        shown |= {other: {"name": other, "refused": reason} for other, reason in REFUSED.items()}
+        document: object = list(shown.values())
+        if name is not None:
+            document = shown[REGISTRY.by_name[name].name if name in REGISTRY.by_name else name]
+        sys.stdout.write(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode() + "\n")
+    elif name is None:
+        _print_functions()
+    elif name in REFUSED:
+        print(f"{name} is a function of Adobe's that cannot be used here: {REFUSED[name]}.")
+    else:
+        _print_function(REGISTRY.by_name[name])
+
+
+def signature(made: Function) -> str:
+    """How a function is called: `left(STRING, COUNT)`; in brackets what may be left out."""
+    names = [
+        f"{parameter.name}…" if parameter.repeated else parameter.name if parameter.required else f"[{parameter.name}]"
+        for parameter in made.parameters
+    ]
+    if made.method:
+        return f"{names[0]}.{made.name}({', '.join(names[1:])})"
+    return f"{made.name}({', '.join(names)})"
+
+
+def functions_by_category() -> dict[str, list[Function]]:
+    """Categories and names in alphabetical order."""
+    from worker.mapping.functions import REGISTRY
+
+    found: dict[str, list[Function]] = {}
+    distinct = {made.name: made for made in REGISTRY.by_name.values()}
+    for made in sorted(distinct.values(), key=lambda made: (made.category, made.name.lower())):
+        found.setdefault(made.category, []).append(made)
+    return found
+
+
+def _print_functions() -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from worker.mapping.functions.refused import REFUSED
+
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for category, found in functions_by_category().items():
+        table.add_row(Text(category, style="bold"))
+        for made in found:
+            table.add_row(Text(f"  {signature(made)}"), Text(made.returns), Text(made.description))
+    # a file or a pipe has no width
+    console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    console.print(table)
+    console.print(Text(f"Adobe's functions that cannot be used here: {', '.join(REFUSED)}"))
+
+
+def _print_function(made: Function) -> None:
+    import orjson
+
+    print(f"{signature(made)}  →  {made.returns}")
+    print(f"  {made.description}")
+    print(f"\n{'category':>10}  {made.category}")
+    if made.aliases:
+        print(f"{'aliases':>10}  {', '.join(made.aliases)}")
+    if not made.deterministic:
+        print(f"{'note':>10}  equal events do not give equal results")
+    if made.row_loop:
+        print(f"{'note':>10}  slow, as it loops over rows: {made.row_loop}")
+    if made.parameters:
+        print("\nParameters")
+        width = max(len(parameter.name) for parameter in made.parameters)
+        for parameter in made.parameters:
+            how = ", any number of times" if parameter.repeated else "" if parameter.required else ", may be left out"
+            print(f"  {parameter.name:{width}}  {parameter.description}{how}")
+    if made.examples:
+        print("\nExamples")
+        for example in made.examples:
+            note = f"  ({example.note})" if example.note else ""
+            print(f"  {example.expression}  →  {orjson.dumps(example.value).decode()}{note}")
+    if made.decisions:
+        print("\nWhat Adobe leaves open, or says in two ways, is decided so")
+        for decision in made.decisions:
+            print(f"  {decision}")
+
+
+def _function_document(made: Function) -> dict[str, Any]:
+    from dataclasses import asdict, fields
+
+    left_out = {"evaluate", "parameters", "examples"}
+    plain = {field.name: getattr(made, field.name) for field in fields(made) if field.name not in left_out}
+    return {
+        **plain,
+        "syntax": signature(made),
+        "parameters": [asdict(parameter) for parameter in made.parameters],
+        "examples": [asdict(example) for example in made.examples],
+    }
 
 
 @app.command()
