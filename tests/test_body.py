@@ -10,10 +10,11 @@ import resource
 import threading
 import tracemalloc
 import zlib
+from datetime import UTC, datetime
 from functools import partial
 from itertools import cycle, islice, product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import pytest
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 from tests.source_side import DAY, MAPPER, Worker, pieces_of, sample, settings_for, source_at
 from worker import pipeline
 from worker.errors import ExportBrokenError, ExportUnavailableError, ResourceError, SourceError
+from worker.mapping.context import Context
 from worker.mixpanel import body, decode, pieces, spool
 from worker.mixpanel.body import BYTE_ORDER_MARK, MAX_UNPROVEN_BYTES, OversizedLine, Piece, is_sentinel
 from worker.mixpanel.decode import SKIPPED_BY_DUCKDB, Decoder
@@ -69,7 +71,7 @@ async def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     """A worker that keeps its decoders from one day to the next: they take longer to make than these days to load."""
     own = threading.local()
 
-    def kept(wanted: Sequence[tuple[str, ...]], **limits: int) -> Decoder:
+    def kept(wanted: Sequence[tuple[str, ...]], **limits: Any) -> Decoder:
         if not hasattr(own, "decoder"):
             own.decoder = Decoder(wanted, **limits)
         decoder: Decoder = own.decoder
@@ -692,7 +694,7 @@ def test_who_takes_a_piece_gives_its_file_back(tmp_path: Path, monkeypatch: pyte
     converted = pipeline._Converted(tmp_path / "rows", tmp_path / "rejects")
     piece = Piece(path, first_line=0, lines=1 if fails else 2, plain=True, unterminated=not fails)
     with pytest.raises(MemoryError if fails else ExportBrokenError):
-        converter(piece, files, converted)
+        converter(piece, files, converted, Context(datetime(2026, 3, 2, tzinfo=UTC), {}))
     assert files._free.get_nowait() == path
 
 

@@ -38,7 +38,7 @@ ROOT = Path(__file__).parent.parent
 TWO = DAYS[:2]
 FIRST, SECOND = TWO
 ONCE = ("run", "flow.json", "--once", "--from", str(FIRST), "--to", str(SECOND))
-COMMANDS = ("run", "runs", "recover", "validate", "preview", "query", "simulate")
+COMMANDS = ("run", "runs", "recover", "validate", "preview", "functions", "query", "simulate")
 
 
 @dataclass(frozen=True)
@@ -532,12 +532,14 @@ def test_validate_prints_the_columns_and_asks_nobody(cli: Cli) -> None:
 
 
 def test_validate_names_what_is_wrong_with_the_mapping_set(cli: Cli) -> None:
-    mapping = {"sourceType": "EXPRESSION", "source": "concat(a, b)", "destination": "c"}
+    mapping = {"sourceType": "EXPRESSION", "source": "concat(a, b", "destination": "c"}
     cli.write_flow(changes={"mappingSet": {"mappings": [mapping]}})
     ended = cli("validate", "flow.json")
     assert (ended.code, ended.out) == (2, "")
     assert "flow.json: mappingSet" in ended.err
-    assert "EXPRESSION" in ended.err
+    # the caret stands where the expression ends
+    assert "column 12: " in ended.err
+    assert "\n    concat(a, b\n               ^" in ended.err
 
 
 # preview

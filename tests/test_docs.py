@@ -74,7 +74,7 @@ def functions_table() -> str:
     for category, functions in cli.functions_by_category().items():
         rows.append(f"| **{category}** | | |")
         for made in functions:
-            names = [cli.signature(made), *made.aliases]
+            names = [made.signature, *made.aliases]
             rows.append(row(", ".join(map(code, names)), made.returns, made.description))
     return "\n".join(rows)
 
@@ -157,9 +157,7 @@ def test_the_language_is_described_as_the_code_has_it() -> None:
 def test_the_command_line_tells_of_functions() -> None:
     listed = worker("functions").stdout
     told = {line.strip() for line in listed.splitlines()}
-    assert [
-        made.name for made in all_functions() if not any(line.startswith(cli.signature(made)) for line in told)
-    ] == []
+    assert [made.name for made in all_functions() if not any(line.startswith(made.signature) for line in told)] == []
     assert all(name in listed for name in REFUSED)
     one = worker("functions", "is_set").stdout
     assert one.startswith("contains_key(INPUT)")

@@ -427,8 +427,6 @@ async def test_paths_that_are_not_served(tmp_path: Path) -> None:
             ("POST", f"{FLOW}/connections/search", 501),
             ("POST", f"{FLOW}/connections/search/", 501),
             ("PUT", f"{FLOW}/flowSpecs/x", 501),
-            ("GET", "/data/foundation/conversion/languages/el/functions", 501),
-            ("POST", "/data/foundation/conversion/mappingSets/preview", 501),
             ("PUT", "/data/foundation/conversion/mappingSets/a/mappings/b", 501),
             ("PATCH", "/data/foundation/catalog/dataSets/a", 501),
             ("GET", "/data/foundation/catalog/batches", 501),

@@ -70,7 +70,16 @@ def values(expression: str, *events: dict[str, Any], schema: dict[str, Any] | No
 
 
 def test_an_expression_reads_the_kinds_of_json() -> None:
-    events = [{"p": 5}, {"p": "5"}, {"p": None}, {}, {"p": True}, {"p": [1, "a"]}, {"p": {"k": 1.5}}, {"p": ""}]
+    events: list[dict[str, Any]] = [
+        {"p": 5},
+        {"p": "5"},
+        {"p": None},
+        {},
+        {"p": True},
+        {"p": [1, "a"]},
+        {"p": {"k": 1.5}},
+        {"p": ""},
+    ]
     assert values("data.p", *events) == ["5", "5", None, None, "true", '[1,"a"]', '{"k":1.5}', ""]
     assert values("data.p == 5", *events[:4]) == [True, True, False, False]
     assert values("[data.p, event]", *events[:5]) == [
@@ -80,6 +89,20 @@ def test_an_expression_reads_the_kinds_of_json() -> None:
         '[null,"Buy"]',
         '[true,"Buy"]',
     ]
+
+
+def test_what_takes_too_much_memory_at_once_is_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    mapper = mapper_of({"x": "concat(upper(data.p), lower(data.p), data.q)"})
+    events = [{"p": f"Event{number}" * 10, "q": number} for number in range(40)]
+    whole = Result(mapper, events)
+    monkeypatch.setattr("worker.mapping.expression.MAX_MADE_BYTES", 2000)
+    parts = Result(mapper, events)
+    assert (parts.rows, parts.warnings) == (whole.rows, {})
+    monkeypatch.setattr("worker.mapping.expression.MAX_MADE_BYTES", 100)
+    nothing = Result(mapper, events)
+    assert [row["x"] for row in nothing.rows] == [None] * 40
+    ((message, (count, _)),) = nothing.warnings.items()
+    assert (count, "MiB would be made" in message) == (40, True)
 
 
 def test_facts_of_the_flow() -> None:
@@ -147,7 +170,7 @@ def test_a_branch_that_is_not_taken_does_not_fail(expression: str) -> None:
 
 
 def test_logic_stops_where_it_is_decided() -> None:
-    events = [{"p": None}, {"p": False}, {"p": "a"}, {"p": 0}]
+    events: list[dict[str, Any]] = [{"p": None}, {"p": False}, {"p": "a"}, {"p": 0}]
     assert values("data.p ?? 'none'", *events) == ["none", "false", "a", "0"]
     assert values("data.p ?: 'none'", *events) == ["none", "none", "a", "0"]
     assert values("data.p == null || data.p == 'a'", *events) == [True, False, True, False]

@@ -594,17 +594,6 @@ def functions(
         _print_function(REGISTRY.by_name[name])
 
 
-def signature(made: Function) -> str:
-    """How a function is called: `left(STRING, COUNT)`; in brackets what may be left out."""
-    names = [
-        f"{parameter.name}…" if parameter.repeated else parameter.name if parameter.required else f"[{parameter.name}]"
-        for parameter in made.parameters
-    ]
-    if made.method:
-        return f"{names[0]}.{made.name}({', '.join(names[1:])})"
-    return f"{made.name}({', '.join(names)})"
-
-
 def functions_by_category() -> dict[str, list[Function]]:
     """Categories and names in alphabetical order."""
     from worker.mapping.functions import REGISTRY
@@ -630,7 +619,7 @@ def _print_functions() -> None:
     for category, found in functions_by_category().items():
         table.add_row(Text(category, style="bold"))
         for made in found:
-            table.add_row(Text(f"  {signature(made)}"), Text(made.returns), Text(made.description))
+            table.add_row(Text(f"  {made.signature}"), Text(made.returns), Text(made.description))
     # a file or a pipe has no width
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     console.print(table)
@@ -640,7 +629,7 @@ def _print_functions() -> None:
 def _print_function(made: Function) -> None:
     import orjson
 
-    print(f"{signature(made)}  →  {made.returns}")
+    print(f"{made.signature}  →  {made.returns}")
     print(f"  {made.description}")
     print(f"\n{'category':>10}  {made.category}")
     if made.aliases:
@@ -673,7 +662,7 @@ def _function_document(made: Function) -> dict[str, Any]:
     plain = {field.name: getattr(made, field.name) for field in fields(made) if field.name not in left_out}
     return {
         **plain,
-        "syntax": signature(made),
+        "syntax": made.signature,
         "parameters": [asdict(parameter) for parameter in made.parameters],
         "examples": [asdict(example) for example in made.examples],
     }

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from worker.mapping.attributes import Attributes
-    from worker.mapping.functions.base import Function, Parameter, Returns
+    from worker.mapping.functions.base import Function, Returns
     from worker.mapping.mapper import Mapped, Mapper
     from worker.mapping.mapping_set import MappingSet
     from worker.mapping.sources import SourcePath
@@ -629,7 +629,7 @@ def function_document(name: str, made: Function) -> dict[str, Any]:
         "category": made.category,
         "function": name,
         "description": made.description,
-        "syntax": f"{java.rpartition('.')[2]} {name}({', '.join(map(_written, made.parameters))})",
+        "syntax": f"{java.rpartition('.')[2]} {name}({', '.join(map(str, made.parameters))})",
         # what it gives is what it is described by
         "returns": made.description,
         "returnType": java,
@@ -648,12 +648,6 @@ def function_document(name: str, made: Function) -> dict[str, Any]:
         ],
         "since": 1,
     }
-
-
-def _written(parameter: Parameter) -> str:
-    if parameter.repeated:
-        return f"{parameter.name}…"
-    return parameter.name if parameter.required else f"[{parameter.name}]"
 
 
 # Documents

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from worker.errors import ConfigurationError
+from worker.errors import ConfigurationError, ResourceError
 from worker.mapping.functions import REGISTRY
-from worker.mapping.functions.base import Call, spread
+from worker.mapping.functions.base import MAX_MADE_BYTES, Call, spread
 from worker.mapping.functions.refused import REFUSED
 from worker.mapping.language.parser import ExpressionError, parse
 from worker.mapping.language.tree import (
@@ -157,8 +157,15 @@ class Expression:
         middle = rows // 2
         first = self._evaluate(block.part(np.arange(middle)))
         second = self._evaluate(block.part(np.arange(middle, rows)))
-        failures = (*first.failures, *((reason, at + middle) for reason, at in second.failures))
-        return Outcome(Values.concat([first.values, second.values]), failures)
+        failures = dict(first.failures)
+        for reason, at in second.failures:
+            failures[reason] = np.concatenate([failures.get(reason, at[:0]), at + middle])
+        try:
+            return Outcome(Values.concat([first.values, second.values]), tuple(failures.items()))
+        except pa.ArrowException as error:
+            raise ResourceError(
+                f"An expression makes more for {rows} rows than a column can hold.", advice="Make shorter values."
+            ) from error
 
     def _check_constant(self, node: Node) -> None:
         """An expression that reads nothing and fails would fail for every event."""
@@ -314,6 +321,7 @@ def _under(block: Block, mask: Mask, step: Step) -> Values:
     part = block.part(at)
     values = step(part)
     block.call.fail_as(part.call, at)
+    block.call.made_bytes += part.call.made_bytes
     return spread([(at, values)], block.call.rows)
 
 
@@ -322,9 +330,13 @@ def _called(made: Function, arguments: Sequence[Step]) -> Step:
         columns = [argument(block) for argument in arguments]
         block.call.function = made.name
         try:
-            return made.evaluate(block.call, *columns)
+            values = made.evaluate(block.call, *columns)
         finally:
             block.call.function = None
+        block.call.made_bytes += values.nbytes
+        if block.call.made_bytes > MAX_MADE_BYTES:
+            raise MemoryError(f"more than {MAX_MADE_BYTES >> 20} MiB would be made")
+        return values
 
     return step
 
@@ -444,14 +456,10 @@ def _check_arguments(node: Node, made: Function, count: int) -> None:
     least, most = made.least_arguments, made.most_arguments
     if least <= count and (most is None or count <= most):
         return
-    names = ", ".join(
-        f"{parameter.name}…" if parameter.repeated else parameter.name if parameter.required else f"[{parameter.name}]"
-        for parameter in made.parameters
-    )
     raise ExpressionError(
         node.column,
         f"{made.name} does not take {count} argument{'' if count == 1 else 's'}",
-        advice=f"It is {made.name}({names}).",
+        advice=f"It is {made.signature}.",
     )
 
 

@@ -19,6 +19,7 @@ import pyarrow.compute
 from worker.mapping.functions.base import present, spread
 from worker.mapping.functions.comparison import NUMBERS, compare, equal, numbers_beside, numeric, truth
 from worker.mapping.functions.hierarchies import is_empty, size_of
+from worker.mapping.functions.regular_expressions import by_pattern, whole_matches
 from worker.mapping.values import KIND_NAMES, Kind, Values
 
 if TYPE_CHECKING:
@@ -276,36 +277,11 @@ def _matched(call: Call, left: Values, right: Values, symbol: str) -> tuple[Mask
     if Kind.STRING in right.present:
         among = right.has(Kind.STRING) & ~neither
         names = call.texts(left.where(among), f"{symbol}: the left side")
-        matching = _by_pattern(call, names, right.arrow(Kind.STRING), symbol, _whole_matches)
+        patterns = right.arrow(Kind.STRING)
+        matching = by_pattern(call, names, patterns, f"{symbol}: the pattern", whole_matches).arrow(Kind.BOOLEAN)
         failed |= among & ~present(matching)
         found |= _filled(matching, value=False)
     return found, failed
-
-
-def _whole_matches(texts: Texts, pattern: str) -> Any:  # noqa: ANN401 - a BooleanArray
-    # on its own first: `a)|(b` is a pattern only within the parentheses
-    pc.match_substring_regex("", pattern)
-    return pc.match_substring_regex(texts, rf"\A(?:{pattern})\z")
-
-
-def _by_pattern(call: Call, texts: Texts, patterns: Texts, symbol: str, match: Callable[[Texts, str], Any]) -> Any:  # noqa: ANN401 - a BooleanArray
-    """What `match` gives for each text and the pattern beside it; null where one is null or the pattern is none."""
-    parts = []
-    for pattern, rows in call.by_value(patterns):
-        whole = len(rows) == call.rows
-        try:
-            found = match(texts if whole else texts.take(pa.array(rows)), pattern)
-        except pa.ArrowInvalid:
-            failed = np.zeros(call.rows, dtype=bool)
-            failed[rows] = present(texts)[rows]
-            call.fail(failed, f"{symbol}: {_short(pattern)} is no regular expression that can be run safely")
-            continue
-        parts.append((rows, Values.of(found)))
-    return spread(parts, call.rows).arrow(Kind.BOOLEAN)
-
-
-def _short(pattern: str) -> str:
-    return pattern if len(pattern) <= 80 else f"{pattern[:80]}…"
 
 
 def _contains(symbol: str, *, negated: bool) -> BinaryOperator:
@@ -322,7 +298,8 @@ def _affix(symbol: str, match: Callable[[Texts, str], Any], *, negated: bool) ->
         neither = nulls | other_nulls
         texts = call.texts(left.where(~neither), f"{symbol}: the left side")
         affixes = call.texts(right.where(~neither), f"{symbol}: the right side")
-        matching = _by_pattern(call, texts, affixes, symbol, match)
+        parts = [(rows, Values.of(match(texts.take(pa.array(rows)), affix))) for affix, rows in call.by_value(affixes)]
+        matching = spread(parts, call.rows).arrow(Kind.BOOLEAN)
         found = (nulls & other_nulls) | _filled(matching, value=False)
         return _booleans(~found if negated else found, ~(neither | present(matching)))
 

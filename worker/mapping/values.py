@@ -271,6 +271,11 @@ class Values:
             kinds[_is_valid(plane)] = kind
         return kinds
 
+    @property
+    def nbytes(self) -> int:
+        """How much memory it takes, about."""
+        return sum(int(plane.nbytes) for plane in self.planes.values())
+
     # Rearranging
 
     def take(self, positions: Positions) -> Values:
@@ -428,6 +433,12 @@ class Items:
     @property
     def null_count(self) -> int:
         return int(len(self.valid) - np.count_nonzero(self.valid))
+
+    @property
+    def nbytes(self) -> int:
+        """How much memory they take, about."""
+        keys = 0 if self.keys is None else int(self.keys.nbytes)
+        return self.offsets.nbytes + self.valid.nbytes + self.values.nbytes + keys
 
     @cached_property
     def lengths(self) -> Positions:

@@ -50,6 +50,8 @@ MAX_TEXT_CHARACTERS = 1 << 20
 
 TOO_LONG = f"the result is longer than {MAX_TEXT_CHARACTERS} characters"
 
+MAX_MADE_BYTES = 128 << 20
+"""All that the functions of one expression make for a block; a block that makes more is taken in halves."""
 MAX_ITEMS = 1 << 20
 """No function makes an array or an object of more."""
 
@@ -66,6 +68,12 @@ class Parameter:
     description: str
     required: bool = True
     repeated: bool = False
+
+    def __str__(self) -> str:
+        """As it stands in a signature: `NAME`, `NAME…`, or `[NAME]` when it may be left out."""
+        if self.repeated:
+            return f"{self.name}…"
+        return self.name if self.required else f"[{self.name}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +106,13 @@ class Function:
     deterministic: bool = True
     row_loop: str | None = None
     decisions: tuple[str, ...] = ()
+
+    @property
+    def signature(self) -> str:
+        """How it is called: `left(STRING, COUNT)`, `STRING1.equals(STRING2)`."""
+        names = list(map(str, self.parameters))
+        receiver = f"{names.pop(0)}." if self.method else ""
+        return f"{receiver}{self.name}({', '.join(names)})"
 
     @property
     def least_arguments(self) -> int:
@@ -169,6 +184,8 @@ class Call:
         """`moment`, aware, is what `now()` gives; by default it is now."""
         self.rows = rows
         self.moment = moment or datetime.now(UTC)
+        self.made_bytes = 0
+        """What all functions have made, as far as they were counted."""
         self.function: str | None = None
         """The function that is being evaluated, which begins its reasons."""
         self._reason = np.full(rows, -1, dtype=np.int64)

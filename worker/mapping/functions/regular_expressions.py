@@ -38,9 +38,11 @@ _TOKEN = re.compile(
 """What a regular expression consists of, as far as it takes to tell which parentheses open groups."""
 
 
-def _by_pattern(call: Call, texts: Texts, regex: Values, work: Callable[[Texts, str], Values]) -> Values:
-    """What `work` makes of the texts and the pattern beside them; null where one of them is null."""
-    patterns = call.texts(regex, "REGEX")
+def by_pattern(call: Call, texts: Texts, patterns: Texts, name: str, work: Callable[[Texts, str], Values]) -> Values:
+    """What `work` makes of the texts and the pattern beside them; null where one of them is null.
+
+    Where a pattern is refused the row fails; `name` is what the reason calls it.
+    """
     parts = []
     for pattern, rows in call.by_value(patterns):
         texts_here = texts if len(rows) == call.rows else texts.take(pa.array(rows))
@@ -51,7 +53,7 @@ def _by_pattern(call: Call, texts: Texts, regex: Values, work: Callable[[Texts, 
         except pa.ArrowInvalid as error:
             failed = np.zeros(call.rows, dtype=bool)
             failed[rows] = present(texts_here)
-            call.fail(failed, f"REGEX is refused: {_why(error)}")
+            call.fail(failed, f"{name} is refused: {_why(error)}")
     return spread(parts, call.rows)
 
 
@@ -74,10 +76,11 @@ def _why(error: pa.ArrowInvalid) -> str:
     decisions=("The whole string has to match, as in Java's `matches`.", _SYNTAX),
 )
 def matches_regex(call: Call, string: Values, regex: Values) -> Values:
-    return _by_pattern(call, call.texts(string, "STRING"), regex, _whole_matches)
+    return by_pattern(call, call.texts(string, "STRING"), call.texts(regex, "REGEX"), "REGEX", whole_matches)
 
 
-def _whole_matches(texts: Texts, pattern: str) -> Values:
+def whole_matches(texts: Texts, pattern: str) -> Values:
+    """Whether the pattern, which `by_pattern` has found to be one, matches the whole of each text."""
     return Values.of(pc.match_substring_regex(texts, rf"\A(?:{pattern})\z"))
 
 
@@ -97,7 +100,7 @@ def _whole_matches(texts: Texts, pattern: str) -> Values:
     ),
 )
 def extract_regex(call: Call, string: Values, regex: Values) -> Values:
-    return _by_pattern(call, call.texts(string, "STRING"), regex, _groups)
+    return by_pattern(call, call.texts(string, "STRING"), call.texts(regex, "REGEX"), "REGEX", _groups)
 
 
 def _groups(texts: Texts, pattern: str) -> Values:
@@ -154,7 +157,7 @@ def _with_named_groups(pattern: str) -> tuple[str, int]:
 )
 def explode(call: Call, string: Values, regex: Values | None = None) -> Values:
     regex = regex or Values.repeat(",", call.rows)
-    return call.few(_by_pattern(call, call.texts(string, "STRING"), regex, _parts))
+    return call.few(by_pattern(call, call.texts(string, "STRING"), call.texts(regex, "REGEX"), "REGEX", _parts))
 
 
 def _parts(texts: Texts, pattern: str) -> Values:
