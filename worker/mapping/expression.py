@@ -157,11 +157,11 @@ class Expression:
         middle = rows // 2
         first = self._evaluate(block.part(np.arange(middle)))
         second = self._evaluate(block.part(np.arange(middle, rows)))
-        failures = dict(first.failures)
+        rows_of = dict(first.failures)
         for reason, at in second.failures:
-            failures[reason] = np.concatenate([failures.get(reason, at[:0]), at + middle])
+            rows_of[reason] = np.concatenate([rows_of.get(reason, at[:0]), at + middle])
         try:
-            return Outcome(Values.concat([first.values, second.values]), tuple(failures.items()))
+            return Outcome(Values.concat([first.values, second.values]), tuple(rows_of.items()))
         except pa.ArrowException as error:
             raise ResourceError(
                 f"An expression makes more for {rows} rows than a column can hold.", advice="Make shorter values."
