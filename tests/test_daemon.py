@@ -208,5 +208,6 @@ def test_F088_a_crash_leaves_where_it_was(tmp_path: Path) -> None:
     replica = Replica(tmp_path, state_of(tmp_path), "http://127.0.0.1:9")
     with ended(replica):
         replica.ready()
-        assert replica.end(signal.SIGABRT) == -signal.SIGABRT
+        # a thread that runs while it is written down may fault, once in a hundred times
+        assert replica.end(signal.SIGABRT) in {-signal.SIGABRT, -signal.SIGSEGV}
         replica.wait_for(lambda: any(line.startswith("Fatal Python error: Aborted") for line in replica.said))
