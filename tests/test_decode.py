@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.source_side import pieces_of, sample
+from worker.mapping.values import Values
 from worker.mixpanel import decode, pieces, spool
 from worker.mixpanel.body import BYTE_ORDER_MARK, Block, OversizedLine, Piece
 from worker.mixpanel.decode import (
@@ -174,6 +175,16 @@ def as_new(decoder: Decoder) -> Decoder:
 def telling() -> Iterator[Decoder]:
     """A decoder that tells for all columns what JSON the texts were."""
     decoder = Decoder(WANTED, max_line_bytes=MAX_LINE_BYTES, max_raw_bytes=MAX_RAW_BYTES, kinds_of=WANTED)
+    yield decoder
+    decoder.close()
+
+
+@pytest.fixture(scope="module")
+def rounding() -> Iterator[Decoder]:
+    """The same, with numbers only as exact as a double."""
+    decoder = Decoder(
+        WANTED, max_line_bytes=MAX_LINE_BYTES, max_raw_bytes=MAX_RAW_BYTES, kinds_of=WANTED, rounded=WANTED
+    )
     yield decoder
     decoder.close()
 
@@ -1155,6 +1166,31 @@ def test_the_kinds_are_those_of_the_lines(telling: Decoder, decoder: Decoder, fo
             for (_, kinds), value in zip(columns, values, strict=False):
                 assert chr(kinds[number]) in starts_of(value), (lines[first + row], value)
         first += part.lines
+
+
+@settings(QUIET, max_examples=15)
+@given(seed=SEEDS)
+def test_rounded_numbers_are_the_same_doubles_in_any_company(
+    telling: Decoder, rounding: Decoder, folder: Path, seed: int
+) -> None:
+    writer = Writer(seed)
+    lines = [writer.event() for _ in range(12)]
+
+    def values(decoded: Iterable[Decoded]) -> list[list[Any]]:
+        columns: list[list[Any]] = [[] for _ in WANTED]
+        for part in decoded:
+            for column, text, kind in zip(columns, part.texts, part.kinds, strict=False):
+                assert kind is not None
+                column.extend(Values.from_json(text, kind).to_pylist())
+        return columns
+
+    exact = values([telling.decode(block(*lines))])
+    assert values([rounding.decode(block(*lines))]) == exact
+    assert values(rounding.decode(block(line)) for line in lines) == exact
+    piece = piece_of(folder, *lines)
+    with contextlib.suppress(NotPlainError):
+        if piece.plain:
+            assert values(list(rounding.decode_piece(piece))) == exact
 
 
 def starts_of(value: Any) -> str:

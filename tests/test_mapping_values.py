@@ -63,3 +63,28 @@ def test_of_equal_keys_the_last_or_the_first_counts(rows: list[list[tuple[str, A
     kept = members_of(objects.without_newer())
     assert [None if row is None else dict(row) for row in kept] == firsts
     assert all(row is None or len(row) == len(dict(row)) for row in kept)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('[1e400,-1e400,NaN,"a"]', ["Infinity", "-Infinity", "NaN", "a"]),
+        ('{"a":Infinity,"b":-5}', {"a": "Infinity", "b": -5}),
+        (f"[NaN,{'9' * 5000},9223372036854775807]", ["NaN", "Infinity", 2**63 - 1]),
+        ("[12345678901234567890]", [12345678901234567890.0]),
+    ],
+)
+def test_trees_are_read_as_leniently_as_lines_are(text: str, expected: object) -> None:
+    kinds = np.array([ord(text[0])], dtype=np.uint8)
+    assert Values.from_json(pa.array([text]), kinds).to_pylist() == [expected]
+
+
+def test_numbers_that_json_has_not_are_strings() -> None:
+    texts = ["NaN", "-inf", "1e400", "Infinity", "5", "2.5", None, "x", "-1e999"]
+    kinds = np.array([ord(text[0]) if text else 0 for text in texts], dtype=np.uint8)
+    kinds[7] = ord('"')
+    expected = ["NaN", "-Infinity", "Infinity", "Infinity", 5, 2.5, None, "x", "-Infinity"]
+    assert Values.from_json(pa.array(texts), kinds).to_pylist() == expected
+    for row in range(len(texts)):
+        alone = Values.from_json(pa.array(texts[row : row + 1], pa.string()), kinds[row : row + 1])
+        assert alone.to_pylist() == [expected[row]]

@@ -462,6 +462,7 @@ class _Converter:
                 max_line_bytes=self._budget.line_bytes,
                 max_raw_bytes=self._budget.raw_bytes,
                 kinds_of=self.mapper.kinds_of,
+                rounded=self.mapper.rounded,
             )
             self._decoders.callback(decoder.close)
         return decoder

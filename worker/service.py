@@ -394,6 +394,7 @@ def _preview(prepared: PreparedFlow, settings: Settings, day: date, head: bytes,
             max_line_bytes=settings.max_line_bytes,
             max_raw_bytes=settings.max_reject_bytes,
             kinds_of=mapper.kinds_of,
+            rounded=mapper.rounded,
         )
     ) as decoder:
         decoded = decoder.decode(Block(data))

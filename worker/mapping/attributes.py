@@ -27,6 +27,10 @@ pc: Any = pyarrow.compute
 _pa: Any = pa
 
 
+SAMPLE_ROWS, MOST_DIFFER = 1024, 0.97
+"""Where so large a share of so many rows differs, the others will: they are identifiers or moments."""
+
+
 class Distinct(NamedTuple):
     """The rows of a block that differ: `rows` has one of each, `codes` says for every row which of them it equals."""
 
@@ -134,6 +138,9 @@ class Attributes:
 
     def _encoded(self, column: Any) -> _Codes | None:  # noqa: ANN401 - an array of any type
         """None where most values differ."""
+        sample = column.slice(0, SAMPLE_ROWS)
+        if len(column) > SAMPLE_ROWS and pc.count_distinct(sample, mode="all").as_py() > SAMPLE_ROWS * MOST_DIFFER:
+            return None
         encoded = pc.dictionary_encode(column, null_encoding="encode")
         count = len(encoded.dictionary)
         if count * 2 > self.rows:

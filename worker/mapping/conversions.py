@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from worker.mapping.arrow import NULL
 from worker.mapping.xdm import DATE_TIME
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _int64(texts: pa.StringArray) -> Column:
         numbers = pc.cast(texts, pa.int64())
     else:
         plain = pc.match_substring_regex(texts, _PLAIN_INTEGER)
-        numbers = pc.cast(pc.if_else(plain, texts, None), pa.int64())
+        numbers = pc.cast(pc.if_else(plain, texts, NULL), pa.int64())
         other = pc.and_not_kleene(pc.is_valid(texts), plain)
         numbers = pc.replace_with_mask(numbers, other, _unusual_int64(pc.filter(texts, other)))
     return numbers
@@ -137,7 +138,7 @@ def _where(condition: pa.BooleanArray, values: Column) -> Column:
     """The values where the condition holds, else null; no copy when it holds everywhere."""
     if condition.null_count == values.null_count and pc.all(condition, min_count=0).as_py():
         return values
-    kept: Column = pc.if_else(condition, values, None)
+    kept: Column = pc.if_else(condition, values, NULL)
     return kept
 
 

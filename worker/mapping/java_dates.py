@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from worker.mapping.arrow import NULL
 from worker.mapping.time_zones import DAY, MICROSECONDS, zone_of
 
 if TYPE_CHECKING:
@@ -584,7 +585,7 @@ class _Reader:
                 if there.all():
                     there = None
             if isinstance(element, Place):
-                yield element, text if there is None else pc.if_else(present, text, None), there
+                yield element, text if there is None else pc.if_else(present, text, NULL), there
             elif isinstance(element, Name):
                 names = pa.array([name.lower() for name in element.names])
                 values = np.asarray(pc.fill_null(pc.index_in(pc.utf8_lower(text), value_set=names), 0))

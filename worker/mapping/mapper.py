@@ -137,9 +137,9 @@ class Mapper:
     """Turns the texts of a block into the rows of the target. Immutable: one mapper serves several threads at once.
 
     `paths` are the places of an export line whose texts `map` wants, all different; `kinds_of` those of which it wants
-    to know what JSON the texts were. `schema` are the columns it makes: all may be null, structs and fields stand in
-    the order in which the mapping set first names them. `notes` says where the types come from, to be stored with the
-    dataset.
+    to know what JSON the texts were; `rounded` those of them whose numbers it takes for doubles. `schema` are the
+    columns it makes: all may be null, structs and fields stand in the order in which the mapping set first names them.
+    `notes` says where the types come from, to be stored with the dataset.
     """
 
     def __init__(
@@ -147,6 +147,8 @@ class Mapper:
     ) -> None:
         self.paths = paths
         self.kinds_of = kinds_of
+        copied = {paths[position] for column in columns for position in column.sources}
+        self.rounded = kinds_of - copied
         self.notes = notes
         self._positions = {path: position for position, path in enumerate(paths)}
         self._columns = columns

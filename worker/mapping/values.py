@@ -19,6 +19,7 @@ items start and end in another column of values.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -29,6 +30,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute
 
+from worker.mapping.arrow import NULL
 from worker.mapping.java_dates import write_iso
 
 if TYPE_CHECKING:
@@ -147,7 +149,7 @@ class Values:
     def from_python(cls, values: Sequence[object]) -> Values:
         """From what `json.loads` gives: a Python loop over all of it, for few rows or ones that are trees.
 
-        An integer beyond 64 bits becomes a decimal, a number that is not finite null.
+        An integer beyond 64 bits becomes a decimal, a number that is not finite a string.
         """
         found: dict[Kind, list[object]] = {}
         for row, value in enumerate(values):
@@ -167,7 +169,7 @@ class Values:
     def from_json(cls, texts: Texts, kinds: NDArray[np.uint8]) -> Values:
         """From the texts of JSON values and the first byte of each value's JSON, 0 for null.
 
-        A string's text is its own characters, any other value's its JSON.
+        A string's text is its own characters, any other value's its JSON. NaN and infinities become strings.
         """
         planes: dict[Kind, Plane] = {}
         strings = kinds == ord('"')
@@ -180,12 +182,20 @@ class Values:
         trees = (kinds == ord("{")) | (kinds == ord("["))
         numbers = ~(strings | literals | trees | (kinds == 0))
         if numbers.any():
-            planes[Kind.INTEGER], planes[Kind.DECIMAL] = numbers_of(_where(texts, numbers))
+            integers, decimals = numbers_of(_where(texts, numbers))
+            planes[Kind.INTEGER], planes[Kind.DECIMAL] = integers, decimals
+            if integers.null_count + decimals.null_count > len(texts) + np.count_nonzero(~numbers):
+                # what is no number to JSON, or too large for one
+                rest = numbers & ~_is_valid(integers) & ~_is_valid(decimals)
+                names = pa.array(
+                    [_name_of(float(text)) for text in texts.filter(pa.array(rest)).to_pylist()], pa.string()
+                )
+                planes[Kind.STRING] = pc.replace_with_mask(planes[Kind.STRING], pa.array(rest), names)
         column = cls(len(texts), planes)
         if not trees.any():
             return column
         # there is no vectorised reader for trees of which each row has another shape
-        parsed = cls.from_python([orjson.loads(text) for text in texts.filter(pa.array(trees)).to_pylist()])
+        parsed = cls.from_python([_tree(text) for text in texts.filter(pa.array(trees)).to_pylist()])
         places = np.full(len(texts), -1, dtype=np.int64)
         places[trees] = np.arange(parsed.length)
         return Values(len(texts), {**column.planes, **parsed.take(places).planes})
@@ -557,27 +567,42 @@ def numbers_of(texts: Texts) -> tuple[Integers, Decimals]:
 
     An integer beyond 64 bits is a decimal.
     """
-    plain = pc.and_(pc.ascii_is_decimal(texts), pc.less_equal(pc.binary_length(texts), 18))
+    plain = pc.and_(pc.ascii_is_decimal(texts), pc.less_equal(pc.binary_length(texts), _LONGEST_DIGITS))
     if pc.all(plain, min_count=0).as_py():
         return pc.cast(texts, pa.int64()), pa.nulls(len(texts), pa.float64())
     whole = pc.match_substring_regex(texts, r"^-?[0-9]{1,18}$")
-    integers = pc.cast(pc.if_else(whole, texts, None), pa.int64())
-    rest = pc.if_else(whole, None, texts)
+    integers = pc.cast(pc.if_else(whole, texts, NULL), pa.int64())
+    rest = pc.if_else(whole, NULL, texts)
     if rest.null_count == len(rest):
         return integers, pa.nulls(len(texts), pa.float64())
     long = pc.fill_null(pc.match_substring_regex(rest, r"^-?[0-9]+$"), fill_value=False)
-    decimals = pc.cast(pc.if_else(pc.match_substring_regex(rest, NUMBER), rest, None), pa.float64())
-    decimals = pc.if_else(pc.is_finite(decimals), decimals, None)
+    decimals = pc.cast(pc.if_else(pc.match_substring_regex(rest, NUMBER), rest, NULL), pa.float64())
+    decimals = pc.if_else(pc.is_finite(decimals), decimals, NULL)
     if pc.any(long).as_py():
         # the few that have 19 digits and fit
-        exact = [int(text) if text is not None else 0 for text in pc.if_else(long, rest, None).to_pylist()]
+        exact = [int(text) if text is not None else 0 for text in pc.if_else(long, rest, NULL).to_pylist()]
         fits = np.array([-(2**63) <= number < 2**63 for number in exact]) & np.asarray(long)
         values = pa.array([number if fit else None for number, fit in zip(exact, fits, strict=True)], pa.int64())
         integers = pc.coalesce(integers, values)
-        decimals = pc.if_else(pa.array(fits), None, decimals)
+        decimals = pc.if_else(pa.array(fits), NULL, decimals)
     return integers, decimals
 
 
+def _tree(text: str) -> object:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        # as lenient as the decoder: NaN, infinities, and numbers too large
+        return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < _LONG_DIGITS else float(digits))
+
+
+def _name_of(number: float) -> str:
+    return "NaN" if number != number else "-Infinity" if number < 0 else "Infinity"
+
+
+_LONGEST_DIGITS = pa.scalar(18)
+"""Of any integer of 64 bits; made once, as NULL is."""
+_LONG_DIGITS = 20
 NUMBER = r"^-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?$"
 """JSON's numbers, and leading zeros."""
 
@@ -603,7 +628,7 @@ def _of_python(value: object) -> tuple[Kind, object]:
         case int():
             return (Kind.INTEGER, value) if -(2**63) <= value < 2**63 else (Kind.DECIMAL, float(value))
         case float():
-            return (Kind.DECIMAL, value) if np.isfinite(value) else (Kind.NULL, None)
+            return (Kind.DECIMAL, value) if np.isfinite(value) else (Kind.STRING, _name_of(value))
         case list() | tuple():
             return Kind.ARRAY, list(value)
         case dict():
@@ -651,7 +676,7 @@ def _is_valid(plane: Plane | Any) -> Mask:  # noqa: ANN401 - an Arrow array
 
 
 def _where(array: Any, mask: Mask) -> Any:  # noqa: ANN401 - an Arrow array of the same type
-    return array if mask.all() else pc.if_else(pa.array(mask), array, None)
+    return array if mask.all() else pc.if_else(pa.array(mask), array, NULL)
 
 
 def _write_scalars(kind: Kind, plane: Plane) -> Texts:

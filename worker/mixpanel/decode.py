@@ -72,6 +72,8 @@ SKIPPED_BY_DUCKDB = (b"\xef\xbb\xbf", b"\x0b", b"\x0c")
 """A byte order mark at the start, and white space that is none in JSON; the last two stand in no text either."""
 STREAM_ROWS = 16_384
 """Rows that are handed on together."""
+MORE_STREAM_ROWS = 32_768
+"""The same where expressions work on them: each step of theirs costs something a block, however long it is."""
 READ_BYTES = 1 << 20
 LOOK_BYTES = 1 << 15
 """So few bytes of usual events have not as many objects as one line may have, which spares a look at each line."""
@@ -144,14 +146,22 @@ class Decoder:
     """Decodes lines for one set of paths. Not for use by two threads at once: each thread has its own.
 
     `paths`: what `Decoded.texts` gives, in this order: those asked for, then KEY_PATHS and PROCESSED. `kinds_of`: those
-    of which it must be told what JSON the texts were.
+    of which it must be told what JSON the texts were. `rounded`: those of them whose numbers need only be right to the
+    precision of a double, which saves to look them up in the lines; not so the keys.
     """
 
     def __init__(
-        self, wanted: Sequence[Path], *, max_line_bytes: int, max_raw_bytes: int, kinds_of: Collection[Path] = ()
+        self,
+        wanted: Sequence[Path],
+        *,
+        max_line_bytes: int,
+        max_raw_bytes: int,
+        kinds_of: Collection[Path] = (),
+        rounded: Collection[Path] = (),
     ) -> None:
         self.paths: tuple[Path, ...] = tuple(dict.fromkeys((*wanted, *KEY_PATHS, PROCESSED)))
         self._with_kinds = [path in kinds_of for path in self.paths]
+        self._rounded = [path in rounded and path not in (*KEY_PATHS, PROCESSED) for path in self.paths]
         self._event = self.paths.index(EVENT)
         self._keys = [self.paths.index(path) for path in KEY_PATHS]
         self._max_line_bytes = max_line_bytes
@@ -288,7 +298,7 @@ class Decoder:
                     kinds[index] = kind
                 if index == self._event:
                     doubtful |= kind != QUOTE
-                else:
+                elif not self._rounded[index]:
                     text = _with_numbers_as_written(lines, rows, path, column, kind, text, doubtful)
             elif index == self._event and text.null_count:
                 doubtful |= np.asarray(text.is_null())
@@ -336,8 +346,9 @@ class Decoder:
 
         Raises _Refused at a line that is no row.
         """
+        rows = MORE_STREAM_ROWS if any(self._with_kinds) else STREAM_ROWS
         with contextlib.ExitStack() as stack:
-            readers = [stack.enter_context(_opened(relation)) for relation in relations]
+            readers = [stack.enter_context(_opened(relation, rows)) for relation in relations]
             while (batch := self._side_by_side([_next(reader) for reader in readers])) is not None:
                 if skipped >= batch.num_rows:
                     skipped -= batch.num_rows
@@ -805,9 +816,9 @@ def _type_of(node: dict[str, Any] | str) -> str:
     return "STRUCT(" + ", ".join(f"{_identifier(name)} {_type_of(inner)}" for name, inner in node.items()) + ")"
 
 
-def _opened(relation: duckdb.DuckDBPyRelation) -> pa.RecordBatchReader:
+def _opened(relation: duckdb.DuckDBPyRelation, rows: int) -> pa.RecordBatchReader:
     try:
-        reader: pa.RecordBatchReader = relation.to_arrow_reader(STREAM_ROWS)
+        reader: pa.RecordBatchReader = relation.to_arrow_reader(rows)
     except (duckdb.InvalidInputException, UnicodeDecodeError) as error:  # its message may be cut within a character
         raise _Refused from error
     except duckdb.OutOfMemoryException as error:  # fewer lines need less

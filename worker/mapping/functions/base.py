@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from worker.mapping.arrow import NULL
 from worker.mapping.values import KIND_NAMES, NUMBER, Items, Kind, Values, all_of, numbers_of
 
 if TYPE_CHECKING:
@@ -236,7 +237,7 @@ class Call:
             whole, broken = numbers_of(pc.ascii_trim_whitespace(values.arrow(Kind.STRING)))
             result, decimals = pc.coalesce(result, whole), pc.coalesce(decimals, broken)
         fits = pc.and_(pc.equal(decimals, pc.floor(decimals)), pc.less(pc.abs(decimals), 2.0**63))
-        result = pc.coalesce(result, pc.cast(pc.if_else(fits, decimals, None), pa.int64()))
+        result = pc.coalesce(result, pc.cast(pc.if_else(fits, decimals, NULL), pa.int64()))
         self._fail_kinds(values, ~values.is_null() & _null(result), name, "an integer")
         return result
 
@@ -248,8 +249,8 @@ class Call:
         result = pc.coalesce(result, pc.cast(values.arrow(Kind.INTEGER), pa.float64(), safe=False))
         if Kind.STRING in values.present:
             texts = pc.ascii_trim_whitespace(values.arrow(Kind.STRING))
-            read = pc.cast(pc.if_else(pc.match_substring_regex(texts, NUMBER), texts, None), pa.float64())
-            result = pc.coalesce(result, pc.if_else(pc.is_finite(read), read, None))
+            read = pc.cast(pc.if_else(pc.match_substring_regex(texts, NUMBER), texts, NULL), pa.float64())
+            result = pc.coalesce(result, pc.if_else(pc.is_finite(read), read, NULL))
         self._fail_kinds(values, ~values.is_null() & _null(result), name, "a number")
         return result
 
@@ -261,7 +262,7 @@ class Call:
         if Kind.STRING in values.present:
             texts = values.arrow(Kind.STRING)
             true, false = pc.is_in(texts, value_set=TRUE_TEXTS), pc.is_in(texts, value_set=FALSE_TEXTS)
-            result = pc.coalesce(result, pc.if_else(pc.or_(true, false), true, None))
+            result = pc.coalesce(result, pc.if_else(pc.or_(true, false), true, NULL))
         self._fail_kinds(values, ~values.is_null() & _null(result), name, "a boolean")
         return result
 
@@ -273,6 +274,10 @@ class Call:
 
     def by_value(self, texts: Texts) -> Iterator[tuple[str, Positions]]:
         """Each text that some row has, and these rows: for arguments such as formats, which are few or one."""
+        if len(texts) and texts.null_count == 0 and pc.all(pc.equal(texts, texts[0])).as_py():
+            # as a literal is
+            yield texts[0].as_py(), np.arange(len(texts))
+            return
         encoded = pc.dictionary_encode(texts)
         codes = np.asarray(pc.fill_null(encoded.indices, -1))
         order = np.argsort(codes, kind="stable")
@@ -287,7 +292,7 @@ class Call:
             return texts
         long = np.asarray(pc.fill_null(pc.greater(pc.utf8_length(texts), MAX_TEXT_CHARACTERS), fill_value=False))
         self.fail(long, TOO_LONG)
-        return pc.if_else(pa.array(long), None, texts)
+        return pc.if_else(pa.array(long), NULL, texts)
 
     def few(self, arrays: Values) -> Values:
         """The arrays but for those of more than `MAX_ITEMS`, which fail."""

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from worker.mapping.arrow import NULL
 from worker.mapping.functions.base import FALSE_TEXTS, TRUE_TEXTS, present
 from worker.mapping.functions.dates import read_dates
 from worker.mapping.values import Items, Kind, Values, numbers_of
@@ -172,7 +173,7 @@ def numbers_beside(values: Values, others: Values) -> tuple[Integers, Decimals]:
     beside = others.has(Kind.INTEGER) | others.has(Kind.DECIMAL)
     if values.constant:
         integers, decimals = numeric(values)
-        return pc.if_else(pa.array(beside), integers, None), pc.if_else(pa.array(beside), decimals, None)
+        return pc.if_else(pa.array(beside), integers, NULL), pc.if_else(pa.array(beside), decimals, NULL)
     return numeric(values.where(beside | ~values.has(Kind.STRING)))
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
+import threading
+import weakref
 import zlib
 from typing import TYPE_CHECKING, Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
@@ -44,8 +48,52 @@ def _ascii(texts: Texts) -> list[bytes]:
 _CHARSETS = {"UTF-8": _utf_8, "UTF-16": _utf_16, "ISO-8859-1": _latin_1, "US-ASCII": _ascii}
 
 
-def _hashing(digest: Callable[[bytes], str]) -> Callable[..., Values]:
-    """A function that hashes: distinct strings one by one, as nothing vectorised is much faster."""
+class _Engine:
+    """DuckDB: it hashes a whole column in half the time of one text after another, and without the GIL."""
+
+    def __init__(self) -> None:
+        self._connection = duckdb.connect(
+            ":memory:",
+            config={"threads": 1, "autoinstall_known_extensions": False, "autoload_known_extensions": False},
+        )
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def hexadecimal(self, name: str, texts: Texts) -> Texts:
+        """The hashes of the texts by the function of this name, null for null."""
+        self._connection.register("texts", pa.table({"text": texts}))
+        try:
+            found = self._connection.sql(f"select {name}(text) as hash from texts").to_arrow_table()  # noqa: S608 - a name made here
+        finally:
+            self._connection.unregister("texts")
+        hashes: pa.ChunkedArray[Any] = found["hash"]
+        return hashes.combine_chunks()
+
+
+_OWN = threading.local()
+_ENGINES: weakref.WeakSet[_Engine] = weakref.WeakSet()
+"""One a thread, which ends with it."""
+
+
+def _engine() -> _Engine:
+    engine: _Engine | None = getattr(_OWN, "engine", None)
+    if engine is None:
+        engine = _OWN.engine = _Engine()
+        _ENGINES.add(engine)
+    return engine
+
+
+@atexit.register
+def _close_engines() -> None:
+    # DuckDB complains of what is open when the interpreter is gone
+    for engine in list(_ENGINES):
+        engine.close()
+    _OWN.__dict__.clear()
+
+
+def _hashing(digest: Callable[[bytes], str], column: str | None) -> Callable[..., Values]:
+    """A function that hashes UTF-8 by DuckDB's function `column`, the rest by `digest`, distinct strings one by one."""
 
     def evaluate(call: Call, given: Values, charset: Values | None = None) -> Values:
         texts = call.texts(given, "INPUT")
@@ -58,7 +106,11 @@ def _hashing(digest: Callable[[bytes], str]) -> Callable[..., Values]:
                 unknown[rows] = True
                 call.fail(unknown & present(texts), f"CHARSET is none of {', '.join(_CHARSETS)}")
                 continue
-            distinct = pc.dictionary_encode(texts if len(rows) == call.rows else texts.take(pa.array(rows)))
+            chosen = texts if len(rows) == call.rows else texts.take(pa.array(rows))
+            if column is not None and encode is _utf_8:
+                parts.append((rows, Values.of(_engine().hexadecimal(column, chosen))))
+                continue
+            distinct = pc.dictionary_encode(chosen)
             hashes = pa.array([digest(data) for data in encode(distinct.dictionary)], pa.string())
             parts.append((rows, Values.of(hashes.take(distinct.indices))))
         return spread(parts, call.rows)
@@ -70,7 +122,9 @@ def _swapped_crc32(data: bytes) -> str:
     return zlib.crc32(data).to_bytes(4, "little").hex()
 
 
-def _enter(name: str, description: str, value: str, digest: Callable[[bytes], str], *decisions: str) -> None:
+def _enter(
+    name: str, description: str, value: str, digest: Callable[[bytes], str], *decisions: str, column: str | None = None
+) -> None:
     function(
         name,
         category="Hashing",
@@ -87,7 +141,7 @@ def _enter(name: str, description: str, value: str, digest: Callable[[bytes], st
             "UTF-16 is big-endian with a byte order mark, as in Java; the name of a charset may be in lower case.",
             "A character that a charset lacks becomes `?`; any other charset fails.",
         ),
-    )(_hashing(digest))
+    )(_hashing(digest, column))
 
 
 _enter(
@@ -95,12 +149,14 @@ _enter(
     "The SHA-1 of a string, in hexadecimal.",
     "c3599c11e47719df18a2448690840c5dfcce3c80",
     lambda data: hashlib.sha1(data, usedforsecurity=False).hexdigest(),
+    column="sha1",
 )
 _enter(
     "sha256",
     "The SHA-256 of a string, in hexadecimal.",
     "7330d2b39ca35eaf4cb95fc846c21ee6a39af698154a83a586ee270a0d372104",
     lambda data: hashlib.sha256(data, usedforsecurity=False).hexdigest(),
+    column="sha256",
 )
 _enter(
     "sha512",
@@ -114,6 +170,7 @@ _enter(
     "The MD5 of a string, in hexadecimal.",
     "d3b96ce8c9fb4e9bd0198d03ba6852c7",
     lambda data: hashlib.md5(data, usedforsecurity=False).hexdigest(),
+    column="md5",
 )
 _enter(
     "crc32",

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from worker.mapping.arrow import NULL
 from worker.mapping.functions.base import (
     MAX_TEXT_CHARACTERS,
     TOO_LONG,
@@ -193,7 +194,7 @@ def replacestr(call: Call, given: Values, to_find: Values, to_replace: Values) -
             failed = np.zeros(call.rows, dtype=bool)
             failed[rows] = long & present(texts_here, replacements_here)
             call.fail(failed, TOO_LONG)
-            replacements_here = pc.if_else(pa.array(long), None, replacements_here)
+            replacements_here = pc.if_else(pa.array(long), NULL, replacements_here)
         parts.append((rows, Values.of(pc.binary_join(pieces, replacements_here))))
     return spread(parts, call.rows).where(present(texts, finds, replacements))
 
@@ -319,9 +320,9 @@ def _cased(ascii_only: Callable[[Texts], Texts], any_case: Callable[[str], str])
         plain = pc.string_is_ascii(texts)
         if pc.all(plain, min_count=0).as_py():
             return Values.of(ascii_only(texts))
-        others = pc.dictionary_encode(pc.if_else(plain, None, texts))
+        others = pc.dictionary_encode(pc.if_else(plain, NULL, texts))
         changed = pa.array([any_case(text) for text in others.dictionary.to_pylist()], pa.string())
-        plain_changed = ascii_only(pc.if_else(plain, texts, None))
+        plain_changed = ascii_only(pc.if_else(plain, texts, NULL))
         return Values.of(call.short(pc.coalesce(changed.take(others.indices), plain_changed)))
 
     return evaluate
@@ -447,7 +448,7 @@ def join(call: Call, separator: Values, objects: Values) -> Values:
     there = items.valid & present(separators)
     call.fail(long & there, TOO_LONG)
     if long.any():
-        separators = pc.if_else(pa.array(long), None, separators)
+        separators = pc.if_else(pa.array(long), NULL, separators)
     lists = pa.ListArray.from_arrays(pa.array(items.offsets, pa.int32()), texts)
     return Values.of(pc.binary_join(lists, separators)).where(there)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from worker.mapping.arrow import NULL
 from worker.mapping.functions.base import (
     Example,
     Parameter,
@@ -392,5 +393,5 @@ def get_url_decoded(call: Call, url: Values) -> Values:
             pc.fill_null(pc.match_substring_regex(pc.cast(result, pa.binary()), _UTF_8), fill_value=True)
         )
         call.fail(~utf_8, "URL is not UTF-8 once it is decoded")
-        result = pc.if_else(pa.array(utf_8), result, None)
+        result = pc.if_else(pa.array(utf_8), result, NULL)
     return Values.of(result)
