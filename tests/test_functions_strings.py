@@ -263,14 +263,11 @@ def test_decisions(call: tuple[str, object], value: object) -> None:
 @pytest.mark.parametrize(
     ("regex", "reason"),
     [
-        ("(", "REGEX is refused: missing ): ("),
-        ("a)(b", "REGEX is refused: unexpected ): a)(b"),
-        (
-            "(?=a)",
-            "REGEX is refused: invalid perl operator: (?=; lookaround and references to groups are not supported",
-        ),
+        ("(", "REGEX is refused: missing )"),
+        ("a)(b", "REGEX is refused: unexpected )"),
+        ("(?=a)", "REGEX is refused: invalid perl operator; lookaround and references to groups are not supported"),
         ("(?<!a)b", "lookaround and references to groups are not supported"),
-        (r"(a)\1", r"invalid escape sequence: \1; lookaround and references to groups are not supported"),
+        (r"(a)\1", "invalid escape sequence; lookaround and references to groups are not supported"),
         ("(?:a{1000}){1000}", "invalid repetition size"),
     ],
 )

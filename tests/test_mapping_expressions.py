@@ -105,6 +105,48 @@ def test_what_takes_too_much_memory_at_once_is_made_in_parts(monkeypatch: pytest
     assert (count, "MiB would be made" in message) == (40, True)
 
 
+def test_numbers_of_thousands_of_digits() -> None:
+    digits = "9" * 5000
+    result = Result(
+        mapper_of({"x": "to_integer(data.p)", "y": "data.p == 1"}), [{"p": digits}, {"p": "0" * 5000 + "7"}]
+    )
+    assert [row["x"] for row in result.rows] == [None, 7]
+    assert [count for count, _ in result.warnings.values()] == [1]
+    mapper = mapper_of({"x": "data.p"})
+    line = b'{"event": "Buy", "properties": {"$insert_id": "i", "p": %s}}\n'
+    decoder = Decoder(mapper.paths, max_line_bytes=1 << 20, max_raw_bytes=100, kinds_of=mapper.kinds_of)
+    decoded = decoder.decode(Block(line % digits.encode() + line % b"[-9223372036854775808, NaN]"))
+    decoder.close()
+    batch = mapper.map(decoded.texts[: len(mapper.paths)], decoded.kinds[: len(mapper.paths)], CONTEXT).batch
+    assert batch.to_pylist() == [{"x": "Infinity"}, {"x": '[-9223372036854775808,"NaN"]'}]
+
+
+@pytest.mark.parametrize(
+    ("expression", "reason"),
+    [
+        ("explode(data.p, data.q)", "REGEX is refused: missing )"),
+        ("data.p =~ data.q", "=~: the pattern is refused: missing )"),
+        ("str_to_object(data.p, data.q)", "STRING has a field without VALUE_DELIMITER"),
+    ],
+)
+def test_there_are_not_as_many_warnings_as_rows_that_fail(expression: str, reason: str) -> None:
+    events = [{"p": "a", "q": f"x{number}("} for number in range(20)]
+    result = Result(mapper_of({"x": expression}), events)
+    ((message, (count, sample)),) = result.warnings.items()
+    assert reason in message
+    assert (count, sample) == (20, '"a", "x0("')
+
+
+def test_one_reason_at_several_places_is_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    mapper = mapper_of({"x": "to_integer(data.p) + to_integer(data.q)"})
+    events = [{"p": 1, "q": "first"}, {"p": "second", "q": 1}, {"p": 1, "q": 1}, {"p": "third", "q": 1}]
+    message = "x: to_integer: STRING is a string that does not make an integer; the field is null."
+    assert Result(mapper, events).warnings == {message: (3, '1, "first"')}
+    # the same of a block that is taken in halves
+    monkeypatch.setattr("worker.mapping.expression.MAX_MADE_BYTES", 70)
+    assert Result(mapper, events).warnings == {message: (3, '1, "first"')}
+
+
 def test_facts_of_the_flow() -> None:
     result = Result(mapper_of({"a": "[_flow.projectId, _flow.timezone, _flow.timeBasis]", "b": "data._flow.x"}), [{}])
     assert result.rows == [{"a": '["2384945","America/Los_Angeles","project"]', "b": None}]

@@ -579,8 +579,11 @@ def numbers_of(texts: Texts) -> tuple[Integers, Decimals]:
     decimals = pc.cast(pc.if_else(pc.match_substring_regex(rest, NUMBER), rest, NULL), pa.float64())
     decimals = pc.if_else(pc.is_finite(decimals), decimals, NULL)
     if pc.any(long).as_py():
-        # the few that have 19 digits and fit
-        exact = [int(text) if text is not None else 0 for text in pc.if_else(long, rest, NULL).to_pylist()]
+        # the few that have 19 digits and fit; Python reads no thousands of digits
+        digits = pc.replace_substring_regex(pc.if_else(long, rest, NULL), "^(-?)0+([0-9])", r"\1\2")
+        short = pc.less_equal(pc.binary_length(digits), _LONG_DIGITS)
+        long = pc.fill_null(short, fill_value=False)
+        exact = [0 if text is None else int(text) for text in pc.if_else(long, digits, NULL).to_pylist()]
         fits = np.array([-(2**63) <= number < 2**63 for number in exact]) & np.asarray(long)
         values = pa.array([number if fit else None for number, fit in zip(exact, fits, strict=True)], pa.int64())
         integers = pc.coalesce(integers, values)
@@ -593,7 +596,7 @@ def _tree(text: str) -> object:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
         # as lenient as the decoder: NaN, infinities, and numbers too large
-        return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < _LONG_DIGITS else float(digits))
+        return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) <= _LONG_DIGITS else float(digits))
 
 
 def _name_of(number: float) -> str:
@@ -603,6 +606,7 @@ def _name_of(number: float) -> str:
 _LONGEST_DIGITS = pa.scalar(18)
 """Of any integer of 64 bits; made once, as NULL is."""
 _LONG_DIGITS = 20
+"""Of any integer of 64 bits, and a sign; what has more is none."""
 NUMBER = r"^-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?$"
 """JSON's numbers, and leading zeros."""
 

@@ -195,11 +195,16 @@ class Call:
     # Failing
 
     def fail(self, failed: Mask, reason: str) -> None:
-        """These rows have no value: `reason` is a sentence without its full stop, such as `COUNT is negative`."""
+        """These rows have no value: `reason` is a sentence without its full stop, such as `COUNT is negative`.
+
+        It says nothing of what the rows hold: there are as many warnings as reasons.
+        """
         at = failed & (self._reason < 0)
         if at.any():
-            self._reason[at] = len(self._reasons)
-            self._reasons.append(f"{self.function}: {reason}" if self.function else reason)
+            reason = f"{self.function}: {reason}" if self.function else reason
+            if reason not in self._reasons:
+                self._reasons.append(reason)
+            self._reason[at] = self._reasons.index(reason)
 
     def fail_as(self, part: Call, rows: Positions) -> None:
         """Fail the rows that failed in a call over some of them, for the same reasons."""

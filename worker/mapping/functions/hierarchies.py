@@ -226,7 +226,7 @@ def _read_pairs(call: Call, texts: Texts, value_delimiter: Values | None, field_
         blank = alone & np.asarray(pc.equal(keys, ""))
         unpaired = np.zeros(call.rows, dtype=bool)
         unpaired[rows[fields.rows[alone & ~blank]]] = True
-        call.fail(unpaired, f"STRING has a field without {between}")
+        call.fail(unpaired, "STRING has a field without VALUE_DELIMITER")
         members = Items(fields.offsets, fields.valid & ~unpaired[rows], Values.of(values), keys)
         parts.append((rows, Values.items(members.select(~blank & members.valid[members.rows]))))
     return spread(parts, call.rows).trees(Kind.OBJECT)

@@ -59,11 +59,13 @@ def by_pattern(call: Call, texts: Texts, patterns: Texts, name: str, work: Calla
 
 def _why(error: pa.ArrowInvalid) -> str:
     problem = str(error).partition("\n")[0].partition(": ")[2]
+    # RE2 quotes the pattern, which may be another one in each row
+    kind = problem.partition(": ")[0]
     if re.match(
         r"invalid perl operator: \(\?(<?[=!]|>)|invalid escape sequence: \\[0-9k]|invalid named capture", problem
     ):
-        return f"{problem}; lookaround and references to groups are not supported"
-    return problem
+        return f"{kind}; lookaround and references to groups are not supported"
+    return kind
 
 
 @function(
