@@ -506,6 +506,26 @@ def _fixed_places(elements: tuple[Element, ...], widths: list[tuple[int, int]]) 
     return [start for start, element in zip(starts, elements, strict=False) if not isinstance(element, Literal)]
 
 
+def _fixed_bytes(elements: tuple[Element, ...], widths: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Bytes that are the same in all texts, and where they stand: those before anything that varies in width."""
+    found: list[tuple[int, int]] = []
+    place = 0
+    for element, (least, most) in zip(elements, widths, strict=True):
+        if isinstance(element, Literal):
+            found += enumerate(element.text.encode(), place)
+        if least != most:
+            break
+        place += least
+    return found
+
+
+def _bytes_of(texts: Texts) -> tuple[NDArray[np.int32], Bytes]:
+    """Where each text starts, and the bytes of all."""
+    _, offsets, data = texts.buffers()
+    starts = np.frombuffer(offsets, dtype=np.int32)[texts.offset : texts.offset + len(texts)]
+    return starts, np.frombuffer(data, dtype=np.uint8)
+
+
 class _Reader:
     """Finds texts by a regular expression, then takes numbers out of them: from the bytes at fixed places where all
     elements but a zone at the end have a fixed width, which is much faster, else from the expression's groups.
@@ -524,6 +544,7 @@ class _Reader:
         widths = [_width(element) for element in elements]
         self.shortest, self.longest = sum(least for least, _ in widths), sum(most for _, most in widths)
         self.places = _fixed_places(elements, widths)
+        self.fixed_bytes = _fixed_bytes(elements, widths)
         numbers = iter(range(len(self.held)))
         self.regex = rf"\A{''.join(_regex(element, numbers) for element in elements)}\z"
         try:
@@ -540,6 +561,8 @@ class _Reader:
         chosen = None if fitting.all() else np.flatnonzero(fitting)
         if chosen is not None:
             texts = texts.take(pa.array(chosen))
+        if not self._may_follow(texts):
+            return Moments.nothing(rows)
         follows = pc.match_substring_regex(texts, self.regex).to_numpy(zero_copy_only=False)
         if not follows.any():
             return Moments.nothing(rows)
@@ -556,10 +579,16 @@ class _Reader:
         whole.instants[chosen], whole.offsets[chosen], whole.valid[chosen] = found.instants, found.offsets, found.valid
         return whole
 
+    def _may_follow(self, texts: Texts) -> bool:
+        """Whether some text has the literal bytes where they must be, which is found out faster than by a match."""
+        starts, content = _bytes_of(texts)
+        there = np.ones(len(texts), dtype=bool)
+        for place, byte in self.fixed_bytes:
+            there &= content[starts + place] == byte
+        return bool(there.any())
+
     def _by_place(self, texts: Texts, places: list[int]) -> Iterator[_Said]:
-        _, offsets_buffer, data = texts.buffers()
-        starts = np.frombuffer(offsets_buffer, dtype=np.int32)[texts.offset : texts.offset + len(texts)]
-        content = np.frombuffer(data, dtype=np.uint8)
+        starts, content = _bytes_of(texts)
         for (element, _), place in zip(self.held, places, strict=True):
             if isinstance(element, Place):
                 yield element, pc.utf8_slice_codeunits(texts, place), None
