@@ -17,7 +17,9 @@ import pytest
 from tests.source_side import DAY, Landed, Worker, mapper_of, sample, source_at
 from tests.test_decode import BAD, LENIENT, LINES, reference
 from worker.errors import ExportBrokenError, RejectLimitError
-from worker.mapping.mapper import REJECT_CODE
+from worker.mapping.mapper import REJECT_CODE, compile_mapper
+from worker.mapping.mapping_set import parse_mapping_set
+from worker.mapping.xdm import XdmSchema
 from worker.mixpanel.decode import CORRUPT
 from worker.mixpanel.simulator import Simulator
 from worker.model import Options
@@ -287,6 +289,37 @@ async def test_a_required_field_that_is_missing_rejects_the_row(tmp_path: Path, 
     ]
     assert [row["who"] for row in landed.rows] == ["user 0", "user 1"]
     assert landed.tally.skipped == 1
+
+
+async def test_expressions_that_make_too_much_at_once_are_worked_off_in_parts(
+    tmp_path: Path, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"x": {"type": "string"}, "n": {"type": "integer"}, "y": {"type": "string"}},
+        "required": ["x"],
+    }
+    sources = {
+        "x": "right(concat('long', event, data.p), 900 / data.n)",
+        "n": "to_integer(data.q)",
+        "y": "[event, properties]",
+    }
+    entries = [{"sourceType": "EXPRESSION", "source": source, "destination": name} for name, source in sources.items()]
+    mapper = compile_mapper(parse_mapping_set({"mappings": entries}), XdmSchema(schema))
+    lines = [
+        b'{"event":"%b","properties":{"time":1,"distinct_id":"d","$insert_id":"%d","p":"%b","n":%d,"q":"%b"}}'
+        % (b"E" * 100, number, b"p" * 200, number % 7, b"many" if number % 5 == 3 else b"5")
+        for number in range(500)
+    ]
+    lines[100] = b"nonsense"
+    async with Worker(tmp_path, mapper=mapper) as worker:
+        whole = await load(worker, simulator, lines)
+        for name in ("attributes", "expression", "mapper"):
+            monkeypatch.setattr(f"worker.mapping.{name}.MAX_RESULT_BYTES", 10_000)
+        parts = await load(worker, simulator, lines)
+    assert parts == whole
+    assert whole.tally.failed == 73
+    assert [issue.count for issue in whole.issues] == [86]
 
 
 async def test_F039_a_row_that_mapping_rejects_is_no_duplicate_of_another(tmp_path: Path, simulator: Simulator) -> None:

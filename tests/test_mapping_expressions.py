@@ -105,6 +105,40 @@ def test_what_takes_too_much_memory_at_once_is_made_in_parts(monkeypatch: pytest
     assert (count, "MiB would be made" in message) == (40, True)
 
 
+@pytest.mark.parametrize(
+    "expression",
+    [
+        # one value for all rows; another one for each
+        f"replacestr(replacestr(left(data.p, 1), 'a', '{'b' * 1000}'), 'b', '{'c' * 900}')",
+        f"replacestr(replacestr(data.p, 'a', '{'b' * 1000}'), 'b', '{'c' * 900}')",
+        f"join('{'c' * 900}', explode(replacestr(data.p, 'a', '{'b' * 1000}'), 'b'))",
+    ],
+)
+def test_no_expression_makes_more_than_there_is_room_for(expression: str) -> None:
+    mapper = mapper_of({"x": expression})
+    lines = b"".join(b'{"event": "Buy", "properties": {"p": "a%d"}}\n' % number for number in range(3000))
+    decoder = Decoder(mapper.paths, max_line_bytes=1 << 20, max_raw_bytes=100, kinds_of=mapper.kinds_of)
+    decoded = decoder.decode(Block(lines))
+    decoder.close()
+    rows = 0
+    for mapped in mapper.map_parts(decoded.texts[: len(mapper.paths)], decoded.kinds[: len(mapper.paths)], CONTEXT):
+        assert mapped.batch.nbytes < 300 << 20
+        assert not mapped.warnings
+        rows += mapped.batch.num_rows
+    assert rows == 3000
+
+
+def test_an_array_of_the_same_again_and_again_is_made_in_parts() -> None:
+    mapper = mapper_of({"x": f"[{','.join(['properties'] * 370)}]", "y": f"{{'k': [{','.join(['data.p'] * 300)}]}}"})
+    events: list[dict[str, Any]] = [{"p": "x" * 2000, "n": number} for number in range(100)]
+    long = Result(mapper, events)
+    assert not long.warnings
+    assert {len(row["x"]) for row in long.rows} <= {370 * length + 1 for length in range(2030, 2050)}
+    too_long = Result(mapper, [{"p": "x" * 500_000}, {"p": "y", "n": 1}])
+    assert [row["x"] is None for row in too_long.rows] == [True, False]
+    assert [count for count, _ in too_long.warnings.values()] == [1, 1]
+
+
 def test_numbers_of_thousands_of_digits() -> None:
     digits = "9" * 5000
     result = Result(
@@ -139,7 +173,8 @@ def test_there_are_not_as_many_warnings_as_rows_that_fail(expression: str, reaso
 
 def test_one_reason_at_several_places_is_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     mapper = mapper_of({"x": "to_integer(data.p) + to_integer(data.q)"})
-    events = [{"p": 1, "q": "first"}, {"p": "second", "q": 1}, {"p": 1, "q": 1}, {"p": "third", "q": 1}]
+    pairs = [(1, "first"), ("second", 1), (1, 1), ("third", 1)]
+    events = [{"p": one, "q": other} for one, other in pairs]
     message = "x: to_integer: STRING is a string that does not make an integer; the field is null."
     assert Result(mapper, events).warnings == {message: (3, '1, "first"')}
     # the same of a block that is taken in halves

@@ -488,9 +488,7 @@ class _Converter:
             _spill(converted.rejects, REJECTS_SCHEMA) as rejects,
         ):
             for decoded in parts:
-                mapped = self.mapper.map(decoded.texts[:wanted], decoded.kinds[:wanted], context)
-                batch, keys, processed = mapped.batch, decoded.keys, decoded.processed
-                refused = decoded.rejects
+                refused = list(decoded.rejects)
                 for reject in refused:
                     if is_sentinel(reject.raw):
                         raise ExportBrokenError(
@@ -498,25 +496,28 @@ class _Converter:
                             f"{reject.raw[:100].decode('utf-8', 'replace')!r}.",
                             reason="terminated_early",
                         )
-                if len(mapped.rejected):
-                    keep = np.ones(batch.num_rows, dtype=bool)
-                    keep[mapped.rejected] = False
-                    refused = sorted(
-                        [
-                            *refused,
-                            *decoded.refused(mapped.rejected, REJECT_CODE, mapped.reasons, self._budget.raw_bytes),
-                        ]
-                    )
-                    batch = batch.filter(pa.array(keep))
-                    keys, processed = keys[keep], processed[keep]
+                start = 0
+                for mapped in self.mapper.map_parts(decoded.texts[:wanted], decoded.kinds[:wanted], context):
+                    batch = mapped.batch
+                    end = start + batch.num_rows
+                    keys, processed = decoded.keys[start:end], decoded.processed[start:end]
+                    if len(mapped.rejected):
+                        keep = np.ones(batch.num_rows, dtype=bool)
+                        keep[mapped.rejected] = False
+                        refused += decoded.refused(
+                            mapped.rejected + start, REJECT_CODE, mapped.reasons, self._budget.raw_bytes
+                        )
+                        batch = batch.filter(pa.array(keep))
+                        keys, processed = keys[keep], processed[keep]
+                    if batch.num_rows:
+                        rows.write_batch(batch)
+                        converted.keys.append(keys)
+                        converted.processed.append(processed)
+                    for issue in mapped.warnings:
+                        converted.issues.add(issue)
+                    start = end
                 if refused:
-                    rejects.write_batch(_rejects_batch(refused, first_line + converted.lines))
-                if batch.num_rows:
-                    rows.write_batch(batch)
-                    converted.keys.append(keys)
-                    converted.processed.append(processed)
-                for issue in mapped.warnings:
-                    converted.issues.add(issue)
+                    rejects.write_batch(_rejects_batch(sorted(refused), first_line + converted.lines))
                 if decoded.duplicate_keys:
                     converted.issues.add(
                         Issue(

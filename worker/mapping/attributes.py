@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from worker.errors import ResourceError
 from worker.mapping.context import FLOW
 from worker.mapping.values import Values
 
@@ -29,6 +30,20 @@ _pa: Any = pa
 
 SAMPLE_ROWS, MOST_DIFFER = 1024, 0.97
 """Where so large a share of so many rows differs, the others will: they are identifiers or moments."""
+
+
+MAX_RESULT_BYTES = 256 << 20
+"""What expressions may give for the rows of a block that are mapped together."""
+
+
+class TooMuchError(ResourceError):
+    """The expressions make too much for so many rows at once; for one row they never do."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(
+            f"The expressions make more than {MAX_RESULT_BYTES >> 20} MiB for {rows} rows.",
+            advice="Make shorter values, or take fewer rows.",
+        )
 
 
 class Distinct(NamedTuple):

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from worker.errors import ConfigurationError, ResourceError
+from worker.errors import ConfigurationError
+from worker.mapping.attributes import MAX_RESULT_BYTES, TooMuchError
 from worker.mapping.functions import REGISTRY
 from worker.mapping.functions.base import MAX_MADE_BYTES, Call, spread
 from worker.mapping.functions.refused import REFUSED
@@ -129,7 +130,10 @@ class Expression:
         return cls(node)
 
     def evaluate(self, attributes: Attributes) -> Outcome:
-        """Evaluate over a block of events; of rows that are equal in what is read, only one is."""
+        """Evaluate over a block of events; of rows that are equal in what is read, only one is.
+
+        Raises TooMuchError for blocks of several rows.
+        """
         block = Block(Call(attributes.rows, attributes.moment), attributes.read)
         distinct = attributes.distinct(self.attributes) if self._shareable else None
         if distinct is None:
@@ -140,6 +144,12 @@ class Expression:
             failed = np.zeros(len(distinct.rows), dtype=bool)
             failed[at] = True
             failures.append((reason, np.flatnonzero(failed[distinct.codes])))
+        # one long value may stand for many rows
+        if (
+            outcome.values.nbytes * attributes.rows > MAX_RESULT_BYTES
+            and int(outcome.values.row_bytes()[distinct.codes].sum()) > MAX_RESULT_BYTES
+        ):
+            raise TooMuchError(attributes.rows)
         return Outcome(outcome.values.take(distinct.codes), tuple(failures))
 
     def _evaluate(self, block: Block) -> Outcome:
@@ -160,12 +170,9 @@ class Expression:
         rows_of = dict(first.failures)
         for reason, at in second.failures:
             rows_of[reason] = np.concatenate([rows_of.get(reason, at[:0]), at + middle])
-        try:
-            return Outcome(Values.concat([first.values, second.values]), tuple(rows_of.items()))
-        except pa.ArrowException as error:
-            raise ResourceError(
-                f"An expression makes more for {rows} rows than a column can hold.", advice="Make shorter values."
-            ) from error
+        if first.values.nbytes + second.values.nbytes > MAX_RESULT_BYTES:
+            raise TooMuchError(rows)
+        return Outcome(Values.concat([first.values, second.values]), tuple(rows_of.items()))
 
     def _check_constant(self, node: Node) -> None:
         """An expression that reads nothing and fails would fail for every event."""
@@ -211,17 +218,19 @@ class _Compiler:
             case Binary(operator=operator, left=left, right=right):
                 of_two = BINARY[operator]
                 one, other = self.compile(left), self.compile(right)
-                return lambda block: of_two(block.call, one(block), other(block))
+                return lambda block: _made(block, of_two(block.call, one(block), other(block)))
             case Ternary(condition=condition, yes=yes, no=no):
                 return _ternary(self.compile(condition), self.compile(yes), self.compile(no))
             case Elvis(condition=condition, otherwise=otherwise):
                 return _lazy("?:", self.compile(condition), self.compile(otherwise))
             case ArrayLiteral(items=items):
                 steps = [self.compile(item) for item in items]
-                return lambda block: _array(block, [step(block) for step in steps])
+                return lambda block: _array(block, [_made(block, step(block)) for step in steps])
             case MapLiteral(entries=entries):
                 pairs = [(self.compile(key), self.compile(value)) for key, value in entries]
-                return lambda block: _object(block, [(key(block), value(block)) for key, value in pairs])
+                return lambda block: _object(
+                    block, [(_made(block, key(block)), _made(block, value(block))) for key, value in pairs]
+                )
             case Lambda():
                 raise ExpressionError(
                     node.column,
@@ -333,12 +342,17 @@ def _called(made: Function, arguments: Sequence[Step]) -> Step:
             values = made.evaluate(block.call, *columns)
         finally:
             block.call.function = None
-        block.call.made_bytes += values.nbytes
-        if block.call.made_bytes > MAX_MADE_BYTES:
-            raise MemoryError(f"more than {MAX_MADE_BYTES >> 20} MiB would be made")
-        return values
+        return _made(block, values)
 
     return step
+
+
+def _made(block: Block, values: Values) -> Values:
+    """Count what is made, or put into something that is made: raises MemoryError beyond `MAX_MADE_BYTES`."""
+    block.call.made_bytes += values.nbytes
+    if block.call.made_bytes > MAX_MADE_BYTES:
+        raise MemoryError(f"more than {MAX_MADE_BYTES >> 20} MiB would be made")
+    return values
 
 
 def _lazy(operator: str, left: Step, right: Step) -> Step:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from worker.errors import ConfigurationError
-from worker.mapping.attributes import Attributes
+from worker.mapping.attributes import MAX_RESULT_BYTES, Attributes, TooMuchError
 from worker.mapping.context import FLOW
 from worker.mapping.conversions import conversion_to
 from worker.mapping.mapping_set import SourceType
@@ -27,7 +27,7 @@ from worker.mapping.xdm import DATE_TIME, EVERY, written
 from worker.model import Issue
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -166,15 +166,20 @@ class Mapper:
 
         That text is a string's own characters, a number's JSON text, `true` or `false`, or the JSON text of an object
         or an array; null where the value is null or absent. `kinds[i]` has the first byte of the value's JSON, 0 for
-        null, for the paths of `kinds_of`. All arrays have the length of the block, which may be 0.
+        null, for the paths of `kinds_of`. All arrays have the length of the block, which may be 0. Raises TooMuchError
+        for blocks of several rows, which `map_parts` halves.
         """
         assert len(texts) == len(self.paths), f"{len(texts)} arrays of texts for {len(self.paths)} paths"
         attributes = Attributes(self._positions, texts, kinds, context)
-        rows = attributes.rows
-        leafs = []
+        rows, made_bytes = attributes.rows, 0
+        leafs: list[_Leaf] = []
         for column, convert in zip(self._columns, self._converts, strict=True):
             if column.expression is not None:
-                leafs.append(_expressed(column, column.expression.evaluate(attributes), attributes))
+                outcome = column.expression.evaluate(attributes)
+                made_bytes += outcome.values.nbytes
+                if rows > 1 and made_bytes > MAX_RESULT_BYTES:
+                    raise TooMuchError(rows)
+                leafs.append(_expressed(column, outcome, attributes))
             elif column.constant is not None:
                 leafs.append(_Leaf(pa.repeat(column.constant, rows)))
             else:
@@ -190,6 +195,25 @@ class Mapper:
                     warnings.append(Issue(WARNING_CODE, message, len(kept), sample(int(kept[0]))[:SAMPLE_CHARACTERS]))
         arrays = _arrays(self._tree, [leaf.values for leaf in leafs], self.schema, rows)
         return Mapped(pa.RecordBatch.from_arrays(arrays, schema=self.schema), tuple(warnings), rejected, reasons)
+
+    def map_parts(
+        self,
+        texts: Sequence[pa.StringArray],
+        kinds: Sequence[NDArray[np.uint8] | None],
+        context: Context,
+    ) -> Iterator[Mapped]:
+        """The same as `map` in as many parts as it takes, one after another."""
+        try:
+            parts = [self.map(texts, kinds, context)]
+        except TooMuchError:
+            parts = []
+        if parts:
+            yield from parts
+            return
+        middle = len(texts[0]) // 2
+        for half in (slice(None, middle), slice(middle, None)):
+            halved = [None if kind is None else kind[half] for kind in kinds]
+            yield from self.map_parts([text[half] for text in texts], halved, context)
 
     def _rejects(self, rows: int, leafs: Sequence[_Leaf]) -> tuple[NDArray[np.int64], list[str]]:
         """Rows without a required field, and for each row the first such field."""

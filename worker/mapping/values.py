@@ -284,7 +284,21 @@ class Values:
     @property
     def nbytes(self) -> int:
         """How much memory it takes, about."""
-        return sum(int(plane.nbytes) for plane in self.planes.values())
+        # nulls take no room here, but where they are written
+        return self.length + sum(int(plane.nbytes) for plane in self.planes.values())
+
+    def row_bytes(self) -> Positions:
+        """How much memory each row takes, about."""
+        sizes = np.full(self.length, 8, dtype=np.int64)
+        for kind, plane in self.planes.items():
+            if isinstance(plane, Items):
+                inner = plane.values.row_bytes()
+                if plane.keys is not None:
+                    inner += _byte_lengths(plane.keys)
+                sizes += np.diff(np.append(0, np.cumsum(inner))[plane.offsets])
+            elif kind is Kind.STRING:
+                sizes += _byte_lengths(plane)
+        return sizes
 
     # Rearranging
 
@@ -668,6 +682,10 @@ def _ends_of_equals(numbers: Positions) -> tuple[Positions, Positions]:
     first, last = order[starts], order[np.append(starts[1:], len(order)) - 1]
     sequence = np.argsort(first, kind="stable")
     return first[sequence], last[sequence]
+
+
+def _byte_lengths(texts: Texts) -> Positions:
+    return np.asarray(pc.fill_null(pc.binary_length(texts), 0)).astype(np.int64)
 
 
 def _is_valid(plane: Plane | Any) -> Mask:  # noqa: ANN401 - an Arrow array

@@ -52,7 +52,7 @@ MAX_TEXT_CHARACTERS = 1 << 20
 TOO_LONG = f"the result is longer than {MAX_TEXT_CHARACTERS} characters"
 
 MAX_MADE_BYTES = 128 << 20
-"""All that the functions of one expression make for a block; a block that makes more is taken in halves."""
+"""All that one expression makes for a block on its way; a block that makes more is taken in halves."""
 MAX_ITEMS = 1 << 20
 """No function makes an array or an object of more."""
 
@@ -298,6 +298,11 @@ class Call:
         long = np.asarray(pc.fill_null(pc.greater(pc.utf8_length(texts), MAX_TEXT_CHARACTERS), fill_value=False))
         self.fail(long, TOO_LONG)
         return pc.if_else(pa.array(long), NULL, texts)
+
+    def check_room(self, size: int) -> None:
+        """Raise MemoryError if so many bytes are too many to be made at once: before they are."""
+        if size > MAX_MADE_BYTES:
+            raise MemoryError(f"more than {MAX_MADE_BYTES >> 20} MiB would be made")
 
     def few(self, arrays: Values) -> Values:
         """The arrays but for those of more than `MAX_ITEMS`, which fail."""

@@ -96,6 +96,7 @@ def _counts(call: Call, values: Values, name: str, *, least: int = 0) -> tuple[P
 )
 def concat(call: Call, *strings: Values) -> Values:
     texts = [call.texts(string, "STRING") for string in strings]
+    call.check_room(sum(int(text.nbytes) for text in texts))
     return Values.of(call.short(pc.binary_join_element_wise(*texts, "")))
 
 
@@ -195,6 +196,7 @@ def replacestr(call: Call, given: Values, to_find: Values, to_replace: Values) -
             failed[rows] = long & present(texts_here, replacements_here)
             call.fail(failed, TOO_LONG)
             replacements_here = pc.if_else(pa.array(long), NULL, replacements_here)
+        call.check_room(int(lengths[~long].sum()))
         parts.append((rows, Values.of(pc.binary_join(pieces, replacements_here))))
     return spread(parts, call.rows).where(present(texts, finds, replacements))
 
@@ -444,9 +446,11 @@ def join(call: Call, separator: Values, objects: Values) -> Values:
     texts = pc.fill_null(items.values.where(~trees).to_texts(), "")
     widths = np.asarray(pc.fill_null(pc.utf8_length(separators), 0)).astype(np.int64)
     ends = np.append(0, np.cumsum(np.asarray(pc.utf8_length(texts)).astype(np.int64)))[items.offsets]
-    long = np.diff(ends) + widths * np.maximum(items.lengths - 1, 0) > MAX_TEXT_CHARACTERS
+    lengths = np.diff(ends) + widths * np.maximum(items.lengths - 1, 0)
+    long = lengths > MAX_TEXT_CHARACTERS
     there = items.valid & present(separators)
     call.fail(long & there, TOO_LONG)
+    call.check_room(int(lengths[~long].sum()))
     if long.any():
         separators = pc.if_else(pa.array(long), NULL, separators)
     lists = pa.ListArray.from_arrays(pa.array(items.offsets, pa.int32()), texts)
