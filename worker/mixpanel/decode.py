@@ -70,10 +70,8 @@ MAX_DEPTH = 200
 BRACE, BRACKET = ord("{"), ord("[")
 SKIPPED_BY_DUCKDB = (b"\xef\xbb\xbf", b"\x0b", b"\x0c")
 """A byte order mark at the start, and white space that is none in JSON; the last two stand in no text either."""
-STREAM_ROWS = 16_384
-"""Rows that are handed on together."""
-MORE_STREAM_ROWS = 32_768
-"""The same where expressions work on them: each step of theirs costs something a block, however long it is."""
+STREAM_ROWS = 32_768
+"""Rows that are handed on together: each step of the work on them costs something, however many they are."""
 READ_BYTES = 1 << 20
 LOOK_BYTES = 1 << 15
 """So few bytes of usual events have not as many objects as one line may have, which spares a look at each line."""
@@ -346,9 +344,8 @@ class Decoder:
 
         Raises _Refused at a line that is no row.
         """
-        rows = MORE_STREAM_ROWS if any(self._with_kinds) else STREAM_ROWS
         with contextlib.ExitStack() as stack:
-            readers = [stack.enter_context(_opened(relation, rows)) for relation in relations]
+            readers = [stack.enter_context(_opened(relation)) for relation in relations]
             while (batch := self._side_by_side([_next(reader) for reader in readers])) is not None:
                 if skipped >= batch.num_rows:
                     skipped -= batch.num_rows
@@ -816,9 +813,9 @@ def _type_of(node: dict[str, Any] | str) -> str:
     return "STRUCT(" + ", ".join(f"{_identifier(name)} {_type_of(inner)}" for name, inner in node.items()) + ")"
 
 
-def _opened(relation: duckdb.DuckDBPyRelation, rows: int) -> pa.RecordBatchReader:
+def _opened(relation: duckdb.DuckDBPyRelation) -> pa.RecordBatchReader:
     try:
-        reader: pa.RecordBatchReader = relation.to_arrow_reader(rows)
+        reader: pa.RecordBatchReader = relation.to_arrow_reader(STREAM_ROWS)
     except (duckdb.InvalidInputException, UnicodeDecodeError) as error:  # its message may be cut within a character
         raise _Refused from error
     except duckdb.OutOfMemoryException as error:  # fewer lines need less
