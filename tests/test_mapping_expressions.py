@@ -445,6 +445,34 @@ def test_a_row_becomes_the_same_whatever_its_neighbours_are(events: list[dict[st
     assert {message: count for message, (count, _) in together.warnings.items()} == counts
 
 
+ALIKE = [
+    "upper(data.p)",
+    "concat(upper(data.p), lower(data.q))",
+    "to_integer(data.p) + 1",
+    "size_of(data.p) > 1 ? to_integer(data.p) : upper(data.q)",
+    "[upper(data.p), to_integer(data.p), upper(data.p)]",
+    "lower(data.q) ?? to_integer(data.p)",
+]
+
+
+@settings(deadline=None, max_examples=40)
+@given(events=EVENTS, chosen=st.lists(st.sampled_from(ALIKE), min_size=2, max_size=5))
+def test_calls_that_expressions_share_give_what_they_give_alone(
+    events: list[dict[str, Any]], chosen: list[str]
+) -> None:
+    together = Result(mapper_of({f"x{number}": expression for number, expression in enumerate(chosen)}), events)
+    for number, expression in enumerate(chosen):
+        alone = Result(mapper_of({f"x{number}": expression}), events)
+        assert [row[f"x{number}"] for row in together.rows] == [row[f"x{number}"] for row in alone.rows]
+        theirs = {message: found for message, found in together.warnings.items() if message.startswith(f"x{number}:")}
+        assert theirs == alone.warnings
+
+
+def test_every_row_and_every_call_gets_its_own_identifier() -> None:
+    result = Result(mapper_of({"a": "uuid()", "b": "uuid()", "c": "[uuid(), event]"}), [{"p": 1}] * 20)
+    assert len({row[name] for row in result.rows for name in "abc"}) == 60
+
+
 @settings(deadline=None, max_examples=50)
 @given(events=EVENTS)
 def test_a_copy_into_text_is_the_json_of_the_event(events: list[dict[str, Any]]) -> None:

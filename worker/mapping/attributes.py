@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from worker.mapping.context import Context
+    from worker.mapping.functions.base import Call
     from worker.mapping.sources import SourcePath
     from worker.mapping.values import Positions, Texts
 
@@ -69,8 +70,13 @@ class Attributes:
         texts: Sequence[pa.StringArray],
         kinds: Sequence[NDArray[np.uint8] | None],
         context: Context,
+        groups: Mapping[int, int] | None = None,
     ) -> None:
-        """`positions` says where in `texts` and `kinds` a path has its column; see `Mapper.map`."""
+        """`positions` says where in `texts` and `kinds` a path has its column; see `Mapper.map`.
+
+        `groups`: the calls that several expressions have, see `worker.mapping.expression`.
+        """
+        self.groups = groups or {}
         self.rows = len(texts[0])
         self.moment = context.moment
         self._positions = positions
@@ -80,6 +86,7 @@ class Attributes:
         self._read: dict[Alternatives, Values] = {}
         self._codes: dict[Alternatives, _Codes | None] = {}
         self._distinct: dict[tuple[Alternatives, ...], Distinct | None] = {}
+        self._results: dict[tuple[Alternatives, ...] | None, dict[int, tuple[Values, Call]]] = {}
 
     def read(self, alternatives: Alternatives, rows: Positions | None) -> Values:
         """An attribute in these rows of the block, or in all."""
@@ -100,6 +107,10 @@ class Attributes:
         if rows is None:
             self._read[alternatives] = values
         return values
+
+    def results_for(self, attributes: tuple[Alternatives, ...] | None) -> dict[int, tuple[Values, Call]]:
+        """Where expressions keep what they share: over the rows that differ in these attributes, or over all."""
+        return self._results.setdefault(attributes, {})
 
     def distinct(self, attributes: tuple[Alternatives, ...]) -> Distinct | None:
         """The rows in which something of these attributes differs; None where most of all rows do."""

@@ -44,7 +44,7 @@ from worker.mapping.sources import alternatives_of, resolve
 from worker.mapping.values import Items, Kind, Values
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from worker.mapping.attributes import Attributes
     from worker.mapping.functions.base import Function, Returns
@@ -67,15 +67,27 @@ _LARGEST = 2**63
 
 
 @dataclass(frozen=True, slots=True)
+class Shared:
+    """What several expressions call alike is evaluated once for the same rows of a block.
+
+    `groups` numbers such calls, by the `id` of their nodes; `results` has what they gave, and the call they failed in.
+    """
+
+    groups: Mapping[int, int]
+    results: dict[int, tuple[Values, Call]]
+
+
+@dataclass(frozen=True, slots=True)
 class Block:
     """The rows that an expression, or a branch of it, is evaluated over: these of all that `read` knows, or all."""
 
     call: Call
     read: Read
     rows: Positions | None = None
+    shared: Shared | None = None
 
     def part(self, at: Positions) -> Block:
-        """Some of the rows."""
+        """Some of the rows; nothing is shared there."""
         return Block(Call(len(at), self.call.moment), self.read, at if self.rows is None else self.rows[at])
 
 
@@ -91,7 +103,8 @@ class Expression:
     """A compiled expression. Immutable; any number of threads may evaluate it at once.
 
     `attributes`: what it reads of an event, each with the places it may have there, best first. `returns`: what it
-    gives where it gives anything. `deterministic`: equal events give equal results, today and tomorrow.
+    gives where it gives anything. `deterministic`: equal events give equal results, today and tomorrow. `calls`: its
+    calls of functions, if it is.
     """
 
     def __init__(self, node: Node) -> None:
@@ -100,6 +113,7 @@ class Expression:
         self._step = compiler.compile(node)
         self.attributes: tuple[Alternatives, ...] = tuple(compiler.attributes)
         self.deterministic = compiler.deterministic
+        self.calls: tuple[Node, ...] = tuple(compiler.calls) if compiler.deterministic else ()
         # to find equal rows costs more than to copy a value
         self._shareable = compiler.deterministic and not isinstance(node, Name | Member | Item | Every)
         self.returns: Returns = _returns(node)
@@ -134,11 +148,13 @@ class Expression:
 
         Raises TooMuchError for blocks of several rows.
         """
-        block = Block(Call(attributes.rows, attributes.moment), attributes.read)
         distinct = attributes.distinct(self.attributes) if self._shareable else None
+        results = attributes.results_for(self.attributes if distinct is not None else None)
+        shared = Shared(attributes.groups, results) if self.calls and attributes.groups else None
         if distinct is None:
-            return self._evaluate(block)
-        outcome = self._evaluate(block.part(distinct.rows))
+            return self._evaluate(Block(Call(attributes.rows, attributes.moment), attributes.read, None, shared))
+        call = Call(len(distinct.rows), attributes.moment)
+        outcome = self._evaluate(Block(call, attributes.read, distinct.rows, shared))
         failures = []
         for reason, at in outcome.failures:
             failed = np.zeros(len(distinct.rows), dtype=bool)
@@ -190,6 +206,7 @@ class _Compiler:
 
     def __init__(self) -> None:
         self.attributes: dict[Alternatives, None] = {}
+        self.calls: list[Node] = []
         self.deterministic = True
 
     def compile(self, node: Node) -> Step:
@@ -303,7 +320,8 @@ class _Compiler:
             return self._path_function(made, arguments[0])
         if made.name == FIELD_FUNCTION and len(arguments) == 2 and isinstance(arguments[1], Name):
             arguments = (arguments[0], Literal(arguments[1].name, column=arguments[1].column))
-        return _called(made, [self.compile(argument) for argument in arguments])
+        self.calls.append(node)
+        return _shared(node, _called(made, [self.compile(argument) for argument in arguments]))
 
     def _path_function(self, made: Function, argument: Node) -> Step:
         if isinstance(argument, Literal) and isinstance(argument.value, str):
@@ -345,6 +363,34 @@ def _called(made: Function, arguments: Sequence[Step]) -> Step:
         return _made(block, values)
 
     return step
+
+
+def _shared(node: Node, step: Step) -> Step:
+    """A step that is done once for all expressions of a mapping set that have this call."""
+
+    def once(block: Block) -> Values:
+        shared = block.shared
+        group = None if shared is None else shared.groups.get(id(node))
+        if shared is None or group is None:
+            return step(block)
+        known = shared.results.get(group)
+        if known is None:
+            inner = Block(Call(block.call.rows, block.call.moment), block.read, block.rows, shared)
+            known = shared.results[group] = (step(inner), inner.call)
+        values, call = known
+        block.call.fail_as(call, np.arange(block.call.rows))
+        return _made(block, values)
+
+    return once
+
+
+def groups_of(expressions: Iterable[Expression]) -> dict[int, int]:
+    """The calls that occur more than once in these expressions, numbered: equal ones alike, by the `id` of each."""
+    alike: dict[Node, list[Node]] = {}
+    for expression in expressions:
+        for node in expression.calls:
+            alike.setdefault(node, []).append(node)
+    return {id(node): number for number, nodes in enumerate(alike.values()) if len(nodes) > 1 for node in nodes}
 
 
 def _made(block: Block, values: Values) -> Values:

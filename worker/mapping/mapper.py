@@ -153,6 +153,8 @@ class Mapper:
         self._positions = {path: position for position, path in enumerate(paths)}
         self._columns = columns
         self._converts = [None if column.expression else conversion_to(column.data_type) for column in columns]
+        expressions = [column.expression for column in columns if column.expression is not None]
+        self._groups = _groups_of(expressions) if expressions else {}
         self._tree = _tree_of(columns)
         self.schema = pa.schema(_fields(self._tree, columns))
 
@@ -170,7 +172,7 @@ class Mapper:
         for blocks of several rows, which `map_parts` halves.
         """
         assert len(texts) == len(self.paths), f"{len(texts)} arrays of texts for {len(self.paths)} paths"
-        attributes = Attributes(self._positions, texts, kinds, context)
+        attributes = Attributes(self._positions, texts, kinds, context, self._groups)
         rows, made_bytes = attributes.rows, 0
         leafs: list[_Leaf] = []
         for column, convert in zip(self._columns, self._converts, strict=True):
@@ -337,6 +339,12 @@ def compile_mapper(mapping_set: MappingSet, schema: XdmSchema | None) -> Mapper:
             )
         )
     return Mapper(paths, kinds_of, tuple(columns), SCHEMA_RULE if schema else TYPE_RULE)
+
+
+def _groups_of(expressions: Sequence[Expression]) -> dict[int, int]:
+    from worker.mapping.expression import groups_of  # noqa: PLC0415 - as in mapping_set
+
+    return groups_of(expressions)
 
 
 def _before_elements(destination: Destination) -> tuple[str, ...]:
