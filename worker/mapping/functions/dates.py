@@ -195,7 +195,7 @@ def _numbers(integers: Integers) -> tuple[Positions, Mask]:
     return np.asarray(pc.fill_null(integers, 0)), present(integers)
 
 
-def _patterns(call: Call, formats: Texts, wanted: Mask, name: str) -> Iterator[tuple[Pattern, Positions]]:
+def _patterns(call: Call, formats: Texts, wanted: Mask) -> Iterator[tuple[Pattern, Positions]]:
     """The patterns with their rows among the `wanted` ones, which fail if their format is none."""
     for text, rows in call.by_value(formats):
         at = rows if wanted.all() else rows[wanted[rows]]
@@ -203,7 +203,7 @@ def _patterns(call: Call, formats: Texts, wanted: Mask, name: str) -> Iterator[t
             try:
                 yield compile_pattern(text), at
             except PatternError as error:
-                call.fail(_rows(at, call.rows), f"{name}: FORMAT is not usable: {error}")
+                call.fail(_rows(at, call.rows), f"FORMAT is not usable: {error}")
 
 
 def _zones(call: Call, names: Texts, wanted: Mask, name: str) -> Iterator[tuple[Zone, Positions]]:
@@ -288,7 +288,7 @@ def timestamp(call: Call) -> Values:
     decisions=(*_WRITE_DECISIONS, "The date is written at its own offset.", *_READ_DECISIONS),
 )
 def format_date(call: Call, date: Values, pattern: Values) -> Values:
-    return _written(call, _moments_of(call, date, "format: DATE"), call.texts(pattern, "format: FORMAT"), "format")
+    return _written(call, _moments_of(call, date, "DATE"), call.texts(pattern, "FORMAT"))
 
 
 @function(
@@ -304,19 +304,19 @@ def format_date(call: Call, date: Values, pattern: Values) -> Values:
     decisions=(*_WRITE_DECISIONS, "Years are 1 to 9999."),
 )
 def dformat(call: Call, milliseconds: Values, pattern: Values) -> Values:
-    numbers, there = _numbers(call.integers(milliseconds, "dformat: TIMESTAMP"))
+    numbers, there = _numbers(call.integers(milliseconds, "TIMESTAMP"))
     # milliseconds that are too many for microseconds are too many for a year
     near = np.abs(numbers // 1000) < 1 << 40
     instants = np.where(near, numbers, np.int64(2**53)) * 1000
-    dates = _shown(call, instants, np.zeros(call.rows, dtype=np.int32), there, "dformat: TIMESTAMP")
-    return _written(call, _moments(dates.arrow(Kind.DATE)), call.texts(pattern, "dformat: FORMAT"), "dformat")
+    dates = _shown(call, instants, np.zeros(call.rows, dtype=np.int32), there, "TIMESTAMP")
+    return _written(call, _moments(dates.arrow(Kind.DATE)), call.texts(pattern, "FORMAT"))
 
 
-def _written(call: Call, moments: Moments, formats: Texts, name: str) -> Values:
+def _written(call: Call, moments: Moments, formats: Texts) -> Values:
     local = _local(moments)
     parts = [
         (at, Values.of(pattern.write(local[at], moments.offsets[at])))
-        for pattern, at in _patterns(call, formats, moments.valid, name)
+        for pattern, at in _patterns(call, formats, moments.valid)
     ]
     return spread(parts, call.rows)
 
@@ -353,31 +353,31 @@ def _written(call: Call, moments: Moments, formats: Texts, name: str) -> Values:
 )
 def date(call: Call, value: Values, pattern: Values | None = None, default: Values | None = None) -> Values:
     if pattern is None:
-        return Values.of(dates_of(call, value, "date: DATE"))
+        return Values.of(dates_of(call, value, "DATE"))
     given = value.has(Kind.DATE)
-    texts = call.texts(value.where(~given), "date: DATE")
-    found = _read(call, texts, call.texts(pattern, "date: FORMAT"))
+    texts = call.texts(value.where(~given), "DATE")
+    found = _read(call, texts, call.texts(pattern, "FORMAT"))
     null = value.is_null()
     if not given.any() and (default is None or not null.any()):
         return _dates(found)
     columns = [value.where(given), _dates(found)]
     if default is not None:
-        columns.append(Values.of(dates_of(call, default.where(null), "date: DEFAULT_DATE")))
+        columns.append(Values.of(dates_of(call, default.where(null), "DEFAULT_DATE")))
     return Values.choose(np.where(given, 0, np.where(null, len(columns) - 1, 1)), columns)
 
 
 def _read(call: Call, texts: Texts, formats: Texts) -> Moments:
     found = Moments.nothing(call.rows)
     wanted = present(texts)
-    for pattern, at in _patterns(call, formats, wanted, "date"):
+    for pattern, at in _patterns(call, formats, wanted):
         all_rows = len(at) == call.rows
         try:
             read = pattern.read(texts if all_rows else texts.take(at))
         except PatternError as error:
-            call.fail(_rows(at, call.rows), f"date: FORMAT is not usable: {error}")
+            call.fail(_rows(at, call.rows), f"FORMAT is not usable: {error}")
             continue
         if not read.valid.all():
-            call.fail(_rows(at[~read.valid], call.rows), "date: DATE is no date as FORMAT says it")
+            call.fail(_rows(at[~read.valid], call.rows), "DATE is no date as FORMAT says it")
         if all_rows:
             return read
         found.instants[at], found.offsets[at], found.valid[at] = read.instants, read.offsets, read.valid
@@ -435,14 +435,14 @@ _COMPONENT_DECISION = "Names of components are taken in any case of letters, but
     ),
 )
 def date_part(call: Call, component: Values, date: Values) -> Values:
-    moments = _moments_of(call, date, "date_part: DATE")
+    moments = _moments_of(call, date, "DATE")
     local = _local(moments)
     parts = []
-    for text, rows in call.by_value(call.texts(component, "date_part: COMPONENT")):
+    for text, rows in call.by_value(call.texts(component, "COMPONENT")):
         at = rows if moments.valid.all() else rows[moments.valid[rows]]
         part = _component(text)
         if part is None:
-            call.fail(_rows(at, call.rows), "date_part: COMPONENT is none of a date")
+            call.fail(_rows(at, call.rows), "COMPONENT is none of a date")
         elif len(at):
             clock = Clock(local[at])
             numbers = clock.micro // 1000 if part == "millisecond" else clock.part(part)
@@ -476,18 +476,18 @@ def date_part(call: Call, component: Values, date: Values) -> Values:
     ),
 )
 def set_date_part(call: Call, component: Values, value: Values, date: Values) -> Values:
-    moments = _moments_of(call, date, "set_date_part: DATE")
-    numbers, there = _numbers(call.integers(value, "set_date_part: VALUE"))
+    moments = _moments_of(call, date, "DATE")
+    numbers, there = _numbers(call.integers(value, "VALUE"))
     wanted = moments.valid & there
     local, changed = _local(moments), np.zeros(call.rows, dtype=bool)
-    for text, rows in call.by_value(call.texts(component, "set_date_part: COMPONENT")):
+    for text, rows in call.by_value(call.texts(component, "COMPONENT")):
         at = rows if wanted.all() else rows[wanted[rows]]
         part = _component(text)
         if part not in _SETTABLE or text.lower() in _UNSETTABLE_NAMES:
-            call.fail(_rows(at, call.rows), "set_date_part: COMPONENT is none that can be set")
+            call.fail(_rows(at, call.rows), "COMPONENT is none that can be set")
             continue
         replaced, fits = _replaced(Clock(local[at]), part, numbers[at])
-        call.fail(_rows(at[~fits], call.rows), f"set_date_part: VALUE is no {part} of the date")
+        call.fail(_rows(at[~fits], call.rows), f"VALUE is no {part} of the date")
         local[at], changed[at] = replaced, fits
     return _shown(
         call,
@@ -561,21 +561,21 @@ def make_date_time(call: Call, *arguments: Values) -> Values:
     fitting = np.ones(call.rows, dtype=bool)
     columns: dict[str, Positions] = {}
     for (name, (lowest, highest)), component in zip(_RANGES.items(), components, strict=True):
-        numbers, there = _numbers(call.integers(component, f"make_date_time: {name}"))
+        numbers, there = _numbers(call.integers(component, f"{name}"))
         fits = (numbers >= lowest) & (numbers <= highest)
-        call.fail(there & ~fits, f"make_date_time: {name} is not {lowest} to {highest}")
+        call.fail(there & ~fits, f"{name} is not {lowest} to {highest}")
         columns[name] = np.where(fits, numbers, lowest)
         fitting &= fits
         wanted &= there
     days = _days_in_month(columns["YEAR"], columns["MONTH"])
-    call.fail(wanted & fitting & (columns["DAY"] > days), "make_date_time: the month does not have the DAY")
+    call.fail(wanted & fitting & (columns["DAY"] > days), "the month does not have the DAY")
     fitting &= columns["DAY"] <= days
     seconds = columns["HOUR"] * 3600 + columns["MINUTE"] * 60 + columns["SECOND"]
     seconds += days_from_civil(columns["YEAR"], columns["MONTH"], columns["DAY"]) * DAY
     local = seconds * MICROSECONDS + columns["NANOSECOND"] // 1000
-    names = call.texts(timezone, "make_date_time: TIMEZONE")
+    names = call.texts(timezone, "TIMEZONE")
     instants, offsets, known = local.copy(), np.zeros(call.rows, dtype=np.int32), np.zeros(call.rows, dtype=bool)
-    for zone, at in _zones(call, names, wanted & fitting, "make_date_time: TIMEZONE"):
+    for zone, at in _zones(call, names, wanted & fitting, "TIMEZONE"):
         instants[at] = zone.instants_of(local[at])
         offsets[at] = zone.offsets_at(instants[at])
         known[at] = True
@@ -601,7 +601,7 @@ def make_date_time(call: Call, *arguments: Values) -> Values:
     decisions=(_ZONE_DECISIONS[0], *_READ_DECISIONS),
 )
 def zone_date_to_utc(call: Call, date: Values) -> Values:
-    moments = _moments_of(call, date, "zone_date_to_utc: DATE")
+    moments = _moments_of(call, date, "DATE")
     return Values.dates(moments.instants, np.zeros(call.rows, dtype=np.int32), moments.valid)
 
 
@@ -621,10 +621,10 @@ def zone_date_to_utc(call: Call, date: Values) -> Values:
     decisions=(*_ZONE_DECISIONS, *_READ_DECISIONS),
 )
 def zone_date_to_zone(call: Call, date: Values, zone_name: Values) -> Values:
-    moments = _moments_of(call, date, "zone_date_to_zone: DATE")
-    names = call.texts(zone_name, "zone_date_to_zone: ZONE")
+    moments = _moments_of(call, date, "DATE")
+    names = call.texts(zone_name, "ZONE")
     offsets, known = np.zeros(call.rows, dtype=np.int32), np.zeros(call.rows, dtype=bool)
-    for zone, at in _zones(call, names, moments.valid, "zone_date_to_zone: ZONE"):
+    for zone, at in _zones(call, names, moments.valid, "ZONE"):
         offsets[at] = zone.offsets_at(moments.instants[at])
         known[at] = True
     return _shown(call, moments.instants, offsets, known, "zone_date_to_zone")
