@@ -46,7 +46,6 @@ from worker.mapping.functions import REGISTRY
 from worker.mapping.mapper import compile_mapper
 from worker.mapping.mapping_set import parse_mapping_set
 from worker.mapping.operators import OPERATORS
-from worker.mapping.values import Items, Values
 from worker.mapping.xdm import XdmSchema, written
 from worker.registry import MAPPING_SETS, compile_document
 
@@ -389,23 +388,13 @@ class _Metered(Expression):
         self.attributes = inner.attributes
         self.returns = inner.returns
         self.deterministic = inner.deterministic
+        self.calls = inner.calls
 
     def evaluate(self, attributes: Attributes) -> Outcome:
         self._allowance.check_time()
         outcome = self._inner.evaluate(attributes)
-        self._allowance.hold(_size_of(outcome.values))
+        self._allowance.hold(outcome.values.nbytes)
         return outcome
-
-
-def _size_of(values: Values) -> int:
-    """Bytes."""
-    size = 0
-    for plane in values.planes.values():
-        if isinstance(plane, Items):
-            size += _size_of(plane.values) + (0 if plane.keys is None else plane.keys.nbytes)
-        else:
-            size += plane.nbytes
-    return size
 
 
 def _preview(registry: Registry, body: dict[str, Any]) -> bytes:
