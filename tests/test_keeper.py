@@ -323,6 +323,14 @@ async def test_what_a_killed_replica_ran_is_taken_over_when_its_lease_has_run_ou
     assert len(world.runs(flow_id)) == 2
 
 
+async def test_a_lease_by_a_clock_that_was_set_back_since_keeps_nobody_out(world: World) -> None:
+    flow_id = world.flows.add("events", ONCE)
+    world.store.save_run(run_of(id="left", flow_id=flow_id, state=RunState.IN_PROGRESS, started_at=world.now))
+    assert world.store.take_lease(lease_name(flow_id), "the killed one", world.now + timedelta(days=1), 30)
+    await tick(world.keeper())
+    assert [run.state for run in world.runs(flow_id)].count(RunState.SUCCESS) == 1
+
+
 async def test_a_run_that_another_replica_is_at_is_left_to_it(world: World) -> None:
     flow_id = world.flows.add("events", ONCE)
     world.mixpanel.gate = asyncio.Event()

@@ -46,6 +46,7 @@ from worker.service import (
 )
 from worker.sinks import open_sink
 from worker.store import RunQuery
+from worker.store.base import taken_lease
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
@@ -375,9 +376,9 @@ class Keeper:
         return newest is not None and newest.state is RunState.IN_PROGRESS
 
     def _is_free(self, flow_id: str) -> bool:
-        """Whether nobody has the lease of the flow."""
+        """Whether the lease of the flow could be taken."""
         held = self._store.lease(lease_name(flow_id))
-        return held is None or held.until <= self._clock()
+        return taken_lease(held, self._holder, self._clock(), self._settings.lease_seconds) is not None
 
     def _can_begin(self, flow_id: str, run_id: str) -> bool:
         """Whether a run that was asked for waits, or was left by who began it; one that has ended is forgotten."""
