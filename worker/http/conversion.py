@@ -383,16 +383,13 @@ class _Metered(Expression):
     """An expression that stops a preview in which it makes too much."""
 
     def __init__(self, inner: Expression, allowance: _Allowance) -> None:
-        self._inner = inner
+        # all that the inner one was compiled to
+        vars(self).update(vars(inner))
         self._allowance = allowance
-        self.attributes = inner.attributes
-        self.returns = inner.returns
-        self.deterministic = inner.deterministic
-        self.calls = inner.calls
 
     def evaluate(self, attributes: Attributes) -> Outcome:
         self._allowance.check_time()
-        outcome = self._inner.evaluate(attributes)
+        outcome = super().evaluate(attributes)
         self._allowance.hold(outcome.values.nbytes)
         return outcome
 
