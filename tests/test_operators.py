@@ -25,7 +25,8 @@ from tests.functions_of_mapping import (
     check_rows_alone,
     column_of,
 )
-from worker.mapping.functions.base import FALSE_TEXTS, MAX_TEXT_CHARACTERS, TRUE_TEXTS, Call
+from worker.mapping.conversions import FALSE_TEXTS, TRUE_TEXTS
+from worker.mapping.functions.base import MAX_TEXT_CHARACTERS, Call
 from worker.mapping.operators import BINARY, OPERATORS, UNARY, truth
 from worker.mapping.values import Items, Values
 

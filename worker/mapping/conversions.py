@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 # The stubs of pyarrow refuse arguments that its functions take, such as a scalar beside an array.
 pc: Any = pyarrow.compute
 
-_TRUE = pa.array(["true", "TRUE", "y", "Y", "yes", "YES", "on", "ON"])
-_FALSE = pa.array(["false", "FALSE", "n", "N", "no", "NO", "off", "OFF"])
+TRUE_TEXTS = pa.array(["true", "TRUE", "y", "Y", "yes", "YES", "on", "ON"])
+FALSE_TEXTS = pa.array(["false", "FALSE", "n", "N", "no", "NO", "off", "OFF"])
 
 _DIGITS_OF_ANY_INT64 = 18
 _DIGITS_OF_ANY_UINT64 = 19
@@ -117,8 +117,8 @@ def _float64(texts: pa.StringArray) -> Column:
 
 
 def _bool(texts: pa.StringArray) -> Column:
-    true = pc.is_in(texts, value_set=_TRUE)
-    return _where(pc.or_(true, pc.is_in(texts, value_set=_FALSE)), true)
+    true = pc.is_in(texts, value_set=TRUE_TEXTS)
+    return _where(pc.or_(true, pc.is_in(texts, value_set=FALSE_TEXTS)), true)
 
 
 def _date(texts: pa.StringArray) -> Column:

@@ -31,6 +31,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from worker.mapping.arrow import NULL
+from worker.mapping.conversions import conversion_to
 from worker.mapping.java_dates import write_iso
 
 if TYPE_CHECKING:
@@ -590,8 +591,7 @@ def numbers_of(texts: Texts) -> tuple[Integers, Decimals]:
     if rest.null_count == len(rest):
         return integers, pa.nulls(len(texts), pa.float64())
     long = pc.fill_null(pc.match_substring_regex(rest, r"^-?[0-9]+$"), fill_value=False)
-    decimals = pc.cast(pc.if_else(pc.match_substring_regex(rest, NUMBER), rest, NULL), pa.float64())
-    decimals = pc.if_else(pc.is_finite(decimals), decimals, NULL)
+    decimals = _decimals(rest)
     if pc.any(long).as_py():
         # the few that have 19 digits and fit; Python reads no thousands of digits
         digits = pc.replace_substring_regex(pc.if_else(long, rest, NULL), "^(-?)0+([0-9])", r"\1\2")
@@ -621,8 +621,7 @@ _LONGEST_DIGITS = pa.scalar(18)
 """Of any integer of 64 bits; made once, as NULL is."""
 _LONG_DIGITS = 20
 """Of any integer of 64 bits, and a sign; what has more is none."""
-NUMBER = r"^-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?$"
-"""JSON's numbers, and leading zeros."""
+_decimals = conversion_to(pa.float64())
 
 
 def _kind_of(value: Scalar) -> Kind:

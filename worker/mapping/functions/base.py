@@ -28,7 +28,8 @@ import pyarrow as pa
 import pyarrow.compute
 
 from worker.mapping.arrow import NULL
-from worker.mapping.values import KIND_NAMES, NUMBER, Items, Kind, Values, all_of, numbers_of
+from worker.mapping.conversions import conversion_to
+from worker.mapping.values import KIND_NAMES, Items, Kind, Values, all_of, numbers_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -56,9 +57,9 @@ MAX_MADE_BYTES = 128 << 20
 MAX_ITEMS = 1 << 20
 """No function makes an array or an object of more."""
 
-TRUE_TEXTS = pa.array(["true", "TRUE", "y", "Y", "yes", "YES", "on", "ON"])
-FALSE_TEXTS = pa.array(["false", "FALSE", "n", "N", "no", "NO", "off", "OFF"])
-"""Strings that are booleans (Data Prep, data handling)."""
+_decimals = conversion_to(pa.float64())
+booleans_of = conversion_to(pa.bool_())
+"""Booleans from the strings that are such (Data Prep, data handling), null from any other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,8 +255,7 @@ class Call:
         result = pc.coalesce(result, pc.cast(values.arrow(Kind.INTEGER), pa.float64(), safe=False))
         if Kind.STRING in values.present:
             texts = pc.ascii_trim_whitespace(values.arrow(Kind.STRING))
-            read = pc.cast(pc.if_else(pc.match_substring_regex(texts, NUMBER), texts, NULL), pa.float64())
-            result = pc.coalesce(result, pc.if_else(pc.is_finite(read), read, NULL))
+            result = pc.coalesce(result, _decimals(texts))
         self._fail_kinds(values, ~values.is_null() & _null(result), name, "a number")
         return result
 
@@ -265,9 +265,7 @@ class Call:
         if values.present <= {Kind.BOOLEAN}:
             return result
         if Kind.STRING in values.present:
-            texts = values.arrow(Kind.STRING)
-            true, false = pc.is_in(texts, value_set=TRUE_TEXTS), pc.is_in(texts, value_set=FALSE_TEXTS)
-            result = pc.coalesce(result, pc.if_else(pc.or_(true, false), true, NULL))
+            result = pc.coalesce(result, booleans_of(values.arrow(Kind.STRING)))
         self._fail_kinds(values, ~values.is_null() & _null(result), name, "a boolean")
         return result
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from worker.mapping.arrow import NULL
-from worker.mapping.functions.base import FALSE_TEXTS, TRUE_TEXTS, present
+from worker.mapping.functions.base import booleans_of, present
 from worker.mapping.functions.dates import read_dates
 from worker.mapping.values import Items, Kind, Values, numbers_of
 
@@ -155,9 +155,9 @@ def _is_not_zero(values: Values) -> Mask:
 def _equal_booleans(left: Values, right: Values) -> Mask:
     """Where the left one is a boolean, and the right one a number or a string that says the same."""
     booleans = left.arrow(Kind.BOOLEAN)
-    texts = right.arrow(Kind.STRING)
-    true = _is_not_zero(right) | holds(pc.is_in(texts, value_set=TRUE_TEXTS))
-    false = right.has(Kind.INTEGER) | right.has(Kind.DECIMAL) | holds(pc.is_in(texts, value_set=FALSE_TEXTS))
+    said = booleans_of(right.arrow(Kind.STRING))
+    true = _is_not_zero(right) | holds(said)
+    false = right.has(Kind.INTEGER) | right.has(Kind.DECIMAL) | holds(pc.invert(said))
     return (holds(booleans) & true) | (holds(pc.invert(booleans)) & false & ~true)
 
 
