@@ -151,17 +151,20 @@ def _device_class(text: str, browser: UserAgent | None, device: Device | None) -
     return next((name for expressions, name in _DEVICES if all(one.search(text) for one in expressions)), "Unknown")
 
 
-def _over(call: Call, values: Values, name: str, take: Callable[[Agent], str | None]) -> Values:
-    """One fact of each row's user agent, looked up once for equal strings."""
-    texts = pc.utf8_slice_codeunits(call.texts(values, f"{name}: USER_AGENT"), 0, _MOST_CHARACTERS)
-    encoded = pc.dictionary_encode(texts)
-    facts = [take(recognise(text)) for text in encoded.dictionary.to_pylist()]
-    return Values.of(pc.take(pa.array(facts, pa.string()), encoded.indices))
+def _taking(take: Callable[[Agent], str | None]) -> Callable[[Call, Values], Values]:
+    """A function that gives one fact of each row's user agent, looked up once for equal strings."""
+
+    def evaluate(call: Call, user_agent: Values) -> Values:
+        texts = pc.utf8_slice_codeunits(call.texts(user_agent, "USER_AGENT"), 0, _MOST_CHARACTERS)
+        encoded = pc.dictionary_encode(texts)
+        facts = [take(recognise(text)) for text in encoded.dictionary.to_pylist()]
+        return Values.of(pc.take(pa.array(facts, pa.string()), encoded.indices))
+
+    return evaluate
 
 
 # Functions
 
-_PARAMETERS = (Parameter("USER_AGENT", "the user agent string"),)
 _DECISIONS = (
     "Strings are recognised by the expressions of the ua-parser project, where Adobe probably uses YAUAA: rare "
     "browsers and systems can have other names or versions than there.",
@@ -177,122 +180,61 @@ _SAMPLE = (
 )
 
 
-@function(
-    "ua_os_name",
-    category=USER_AGENTS,
-    description="The name of the operating system.",
-    parameters=_PARAMETERS,
-    returns="string",
-    examples=(Example(f'ua_os_name("{_SAMPLE}")', "iOS"),),
-    row_loop=_LOOP,
-    decisions=_DECISIONS,
-)
-def ua_os_name(call: Call, user_agent: Values) -> Values:
-    return _over(call, user_agent, "ua_os_name", lambda agent: agent.system.name)
+def _enter(
+    name: str,
+    description: str,
+    value: str,
+    take: Callable[[Agent], str | None],
+    *decisions: str,
+    note: str | None = None,
+) -> None:
+    """Enter the function that gives what `take` takes, and `value` for the sample."""
+    function(
+        name,
+        category=USER_AGENTS,
+        description=description,
+        parameters=(Parameter("USER_AGENT", "the user agent string"),),
+        returns="string",
+        examples=(Example(f'{name}("{_SAMPLE}")', value, note=note),),
+        row_loop=_LOOP,
+        decisions=(*_DECISIONS, *decisions),
+    )(_taking(take))
 
 
-@function(
+_SYSTEM_ALONE = "A system whose version is not known has its name alone."
+
+_enter("ua_os_name", "The name of the operating system.", "iOS", lambda agent: agent.system.name)
+_enter(
     "ua_os_version_major",
-    category=USER_AGENTS,
-    description="The name of the operating system and the first number of its version.",
-    parameters=_PARAMETERS,
-    returns="string",
-    examples=(
-        Example(
-            f'ua_os_version_major("{_SAMPLE}")', "iOS 5", note="Adobe's page has ua_os_version_majors in its example."
-        ),
-    ),
-    row_loop=_LOOP,
-    decisions=(*_DECISIONS, "A system whose version is not known has its name alone."),
+    "The name of the operating system and the first number of its version.",
+    "iOS 5",
+    lambda agent: agent.system.name_version_major,
+    _SYSTEM_ALONE,
+    note="Adobe's page has ua_os_version_majors in its example.",
 )
-def ua_os_version_major(call: Call, user_agent: Values) -> Values:
-    return _over(call, user_agent, "ua_os_version_major", lambda agent: agent.system.name_version_major)
-
-
-@function(
-    "ua_os_version",
-    category=USER_AGENTS,
-    description="The version of the operating system.",
-    parameters=_PARAMETERS,
-    returns="string",
-    examples=(Example(f'ua_os_version("{_SAMPLE}")', "5.1.1"),),
-    row_loop=_LOOP,
-    decisions=_DECISIONS,
-)
-def ua_os_version(call: Call, user_agent: Values) -> Values:
-    return _over(call, user_agent, "ua_os_version", lambda agent: agent.system.version)
-
-
-@function(
+_enter("ua_os_version", "The version of the operating system.", "5.1.1", lambda agent: agent.system.version)
+_enter(
     "ua_os_name_version",
-    category=USER_AGENTS,
-    description="The name and version of the operating system.",
-    parameters=_PARAMETERS,
-    returns="string",
-    examples=(Example(f'ua_os_name_version("{_SAMPLE}")', "iOS 5.1.1"),),
-    row_loop=_LOOP,
-    decisions=(*_DECISIONS, "A system whose version is not known has its name alone."),
+    "The name and version of the operating system.",
+    "iOS 5.1.1",
+    lambda agent: agent.system.name_version,
+    _SYSTEM_ALONE,
 )
-def ua_os_name_version(call: Call, user_agent: Values) -> Values:
-    return _over(call, user_agent, "ua_os_name_version", lambda agent: agent.system.name_version)
-
-
-@function(
-    "ua_agent_version",
-    category=USER_AGENTS,
-    description="The version of the browser or program.",
-    parameters=_PARAMETERS,
-    returns="string",
-    examples=(Example(f'ua_agent_version("{_SAMPLE}")', "5.1"),),
-    row_loop=_LOOP,
-    decisions=_DECISIONS,
-)
-def ua_agent_version(call: Call, user_agent: Values) -> Values:
-    return _over(call, user_agent, "ua_agent_version", lambda agent: agent.browser.version)
-
-
-@function(
+_enter("ua_agent_version", "The version of the browser or program.", "5.1", lambda agent: agent.browser.version)
+_enter(
     "ua_agent_version_major",
-    category=USER_AGENTS,
-    description="The name of the browser or program and the first number of its version.",
-    parameters=_PARAMETERS,
-    returns="string",
-    examples=(Example(f'ua_agent_version_major("{_SAMPLE}")', "Safari 5"),),
-    row_loop=_LOOP,
-    decisions=(*_DECISIONS, "A program whose version is not known has its name alone."),
+    "The name of the browser or program and the first number of its version.",
+    "Safari 5",
+    lambda agent: agent.browser.name_version_major,
+    "A program whose version is not known has its name alone.",
 )
-def ua_agent_version_major(call: Call, user_agent: Values) -> Values:
-    return _over(call, user_agent, "ua_agent_version_major", lambda agent: agent.browser.name_version_major)
-
-
-@function(
-    "ua_agent_name",
-    category=USER_AGENTS,
-    description="The name of the browser or program.",
-    parameters=_PARAMETERS,
-    returns="string",
-    examples=(Example(f'ua_agent_name("{_SAMPLE}")', "Safari"),),
-    row_loop=_LOOP,
-    decisions=_DECISIONS,
-)
-def ua_agent_name(call: Call, user_agent: Values) -> Values:
-    return _over(call, user_agent, "ua_agent_name", lambda agent: agent.browser.name)
-
-
-@function(
+_enter("ua_agent_name", "The name of the browser or program.", "Safari", lambda agent: agent.browser.name)
+_enter(
     "ua_device_class",
-    category=USER_AGENTS,
-    description="What kind of device it is: Desktop, Phone, Tablet, TV, Robot and others.",
-    parameters=_PARAMETERS,
-    returns="string",
-    examples=(Example(f'ua_device_class("{_SAMPLE}")', "Phone"),),
-    row_loop=_LOOP,
-    decisions=(
-        *_DECISIONS,
-        "Classes are Desktop, Phone, Tablet, Mobile, Watch, Virtual Reality, eReader, Set-top box, TV, Game Console, "
-        "Handheld Game Console, Voice, Car, Robot, Robot Mobile and Unknown; no string is taken for Anonymized, Hacker "
-        "or any other class that YAUAA has.",
-    ),
+    "What kind of device it is: Desktop, Phone, Tablet, TV, Robot and others.",
+    "Phone",
+    lambda agent: agent.device_class,
+    "Classes are Desktop, Phone, Tablet, Mobile, Watch, Virtual Reality, eReader, Set-top box, TV, Game Console, "
+    "Handheld Game Console, Voice, Car, Robot, Robot Mobile and Unknown; no string is taken for Anonymized, Hacker "
+    "or any other class that YAUAA has.",
 )
-def ua_device_class(call: Call, user_agent: Values) -> Values:
-    return _over(call, user_agent, "ua_device_class", lambda agent: agent.device_class)
