@@ -95,10 +95,10 @@ def test_what_takes_too_much_memory_at_once_is_made_in_parts(monkeypatch: pytest
     mapper = mapper_of({"x": "concat(upper(data.p), lower(data.p), data.q)"})
     events = [{"p": f"Event{number}" * 10, "q": number} for number in range(40)]
     whole = Result(mapper, events)
-    monkeypatch.setattr("worker.mapping.expression.MAX_MADE_BYTES", 2000)
+    monkeypatch.setattr("worker.mapping.functions.base.MAX_MADE_BYTES", 2000)
     parts = Result(mapper, events)
     assert (parts.rows, parts.warnings) == (whole.rows, {})
-    monkeypatch.setattr("worker.mapping.expression.MAX_MADE_BYTES", 100)
+    monkeypatch.setattr("worker.mapping.functions.base.MAX_MADE_BYTES", 100)
     nothing = Result(mapper, events)
     assert [row["x"] for row in nothing.rows] == [None] * 40
     ((message, (count, _)),) = nothing.warnings.items()
@@ -178,7 +178,7 @@ def test_one_reason_at_several_places_is_one_warning(monkeypatch: pytest.MonkeyP
     message = "x: to_integer: STRING is a string that does not make an integer; the field is null."
     assert Result(mapper, events).warnings == {message: (3, '1, "first"')}
     # the same of a block that is taken in halves
-    monkeypatch.setattr("worker.mapping.expression.MAX_MADE_BYTES", 70)
+    monkeypatch.setattr("worker.mapping.functions.base.MAX_MADE_BYTES", 70)
     assert Result(mapper, events).warnings == {message: (3, '1, "first"')}
 
 

@@ -94,15 +94,11 @@ class Attributes:
             return Values.repeat(self._facts[alternatives[0][1]], self.rows if rows is None else len(rows))
         if (known := self._read.get(alternatives)) is not None:
             return known if rows is None else known.take(rows)
-        candidates = []
-        for text, kind in self._columns(alternatives):
+        columns = self._columns(alternatives)
+        if rows is not None:
             # a tree is read only in the rows where it is wanted
-            one = (
-                Values.from_json(text, kind)
-                if rows is None
-                else Values.from_json(text.take(_pa.array(rows)), kind[rows])
-            )
-            candidates.append(one)
+            columns = [(text.take(_pa.array(rows)), kind[rows]) for text, kind in columns]
+        candidates = [Values.from_json(text, kind) for text, kind in columns]
         values = _first_value(candidates) if candidates else Values.nulls(self.rows if rows is None else len(rows))
         if rows is None:
             self._read[alternatives] = values

@@ -20,7 +20,7 @@ import pyarrow as pa
 from worker.errors import ConfigurationError
 from worker.mapping.attributes import MAX_RESULT_BYTES, TooMuchError
 from worker.mapping.functions import REGISTRY
-from worker.mapping.functions.base import MAX_MADE_BYTES, Call, spread
+from worker.mapping.functions.base import Call, spread
 from worker.mapping.functions.refused import REFUSED
 from worker.mapping.language.parser import ExpressionError, parse
 from worker.mapping.language.tree import (
@@ -59,8 +59,8 @@ if TYPE_CHECKING:
 
 METHODS = {name: made for name, made in REGISTRY.by_name.items() if made.method}
 LAZY_FUNCTION = "iif"
-PATH_FUNCTIONS = ("contains_key", "is_set")
-"""Their argument is a path in a string."""
+PATH_FUNCTION = "contains_key"
+"""Its argument is a path in a string."""
 FIELD_FUNCTION = "object_to_map"
 """Its second argument, of two, may be the bare name of a field."""
 _LARGEST = 2**63
@@ -150,7 +150,7 @@ class Expression:
         """
         distinct = attributes.distinct(self.attributes) if self._shareable else None
         results = attributes.results_for(self.attributes if distinct is not None else None)
-        shared = Shared(attributes.groups, results) if self.calls and attributes.groups else None
+        shared = Shared(attributes.groups, results)
         if distinct is None:
             return self._evaluate(Block(Call(attributes.rows, attributes.moment), attributes.read, None, shared))
         call = Call(len(distinct.rows), attributes.moment)
@@ -316,7 +316,7 @@ class _Compiler:
         if made.name == LAZY_FUNCTION:
             condition, yes, no = map(self.compile, arguments)
             return _ternary(condition, yes, no)
-        if made.name in PATH_FUNCTIONS:
+        if made.name == PATH_FUNCTION:
             return self._path_function(made, arguments[0])
         if made.name == FIELD_FUNCTION and len(arguments) == 2 and isinstance(arguments[1], Name):
             arguments = (arguments[0], Literal(arguments[1].name, column=arguments[1].column))
@@ -394,10 +394,9 @@ def groups_of(expressions: Iterable[Expression]) -> dict[int, int]:
 
 
 def _made(block: Block, values: Values) -> Values:
-    """Count what is made, or put into something that is made: raises MemoryError beyond `MAX_MADE_BYTES`."""
+    """Count what is made, or put into something that is made. Raises MemoryError when that is too much."""
     block.call.made_bytes += values.nbytes
-    if block.call.made_bytes > MAX_MADE_BYTES:
-        raise MemoryError(f"more than {MAX_MADE_BYTES >> 20} MiB would be made")
+    block.call.check_room(block.call.made_bytes)
     return values
 
 
