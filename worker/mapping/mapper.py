@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from worker.errors import ConfigurationError
+from worker.mapping.arrow import is_null
 from worker.mapping.attributes import MAX_RESULT_BYTES, Attributes, TooMuchError
 from worker.mapping.context import FLOW
 from worker.mapping.conversions import conversion_to
@@ -225,7 +226,7 @@ class Mapper:
             scope = column.required_within
             if scope is None or isinstance(leaf.values, _Elements) or leaf.values.null_count == 0:
                 continue
-            missing = _is_null(leaf.values)
+            missing = is_null(leaf.values)
             if scope:
                 missing = missing & self._is_present(scope, rows, leafs)
             for reason, mask, _ in leaf.problems:
@@ -244,7 +245,7 @@ class Mapper:
         present = np.zeros(rows, dtype=np.bool_)
         for column, leaf in zip(self._columns, leafs, strict=True):
             if column.destination[: len(scope)] == scope:
-                present |= leaf.values.valid if isinstance(leaf.values, _Elements) else ~_is_null(leaf.values)
+                present |= leaf.values.valid if isinstance(leaf.values, _Elements) else ~is_null(leaf.values)
         return present
 
 
@@ -252,7 +253,7 @@ def _converted(column: _Column, source: pa.StringArray, convert: Callable[[pa.St
     values = convert(source)
     leaf = _Leaf(values)
     if values.null_count > source.null_count:
-        misfit = _is_null(values) & ~_is_null(source)
+        misfit = is_null(values) & ~is_null(source)
         leaf.problems.append((_misfit(column), misfit, lambda row: str(source[row].as_py())))
     return leaf
 
@@ -421,11 +422,6 @@ def _first_not_null(candidates: Sequence[pa.StringArray]) -> pa.StringArray:
     return chosen
 
 
-def _is_null(array: Plane) -> NDArray[np.bool_]:
-    nulls: NDArray[np.bool_] = array.is_null().to_numpy(zero_copy_only=False)
-    return nulls
-
-
 _Tree = dict[str | int, "int | _Tree"]
 """Name, or element of an array → position of a leaf, or what is within it."""
 
@@ -508,7 +504,7 @@ def _some_elements(tree: _Tree, leafs: Sequence[Plane | _Elements], data_type: A
 
 def _is_empty(column: Plane) -> Mask:
     """Rows with nothing: null, or an object of nothing but such fields."""
-    empty = _is_null(column)
+    empty = is_null(column)
     if pa.types.is_struct(column.type):
         inner = np.ones(len(column), dtype=bool)
         for number in range(column.type.num_fields):

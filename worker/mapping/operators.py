@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from worker.mapping.functions.base import present, spread
-from worker.mapping.functions.comparison import NUMBERS, compare, equal, numbers_beside, numeric, truth
+from worker.mapping.functions.comparison import NUMBERS, compare, equal, holds, numbers_beside, numeric, truth
 from worker.mapping.functions.hierarchies import is_empty, size_of
 from worker.mapping.functions.regular_expressions import by_pattern, whole_matches
 from worker.mapping.values import KIND_NAMES, Kind, Values
@@ -272,7 +272,7 @@ def _matched(call: Call, left: Values, right: Values, symbol: str) -> tuple[Mask
         names = call.texts(left.where(among), f"{symbol}: the left side")
         failed |= among & ~present(names)
         objects = right.trees(Kind.OBJECT)
-        same = _filled(pc.equal(objects.keys, names.take(pa.array(objects.rows))), value=False)
+        same = holds(pc.equal(objects.keys, names.take(pa.array(objects.rows))))
         found[objects.rows[same]] = True
     if Kind.STRING in right.present:
         among = right.has(Kind.STRING) & ~neither
@@ -280,7 +280,7 @@ def _matched(call: Call, left: Values, right: Values, symbol: str) -> tuple[Mask
         patterns = right.arrow(Kind.STRING)
         matching = by_pattern(call, names, patterns, f"{symbol}: the pattern", whole_matches).arrow(Kind.BOOLEAN)
         failed |= among & ~present(matching)
-        found |= _filled(matching, value=False)
+        found |= holds(matching)
     return found, failed
 
 
@@ -300,7 +300,7 @@ def _affix(symbol: str, match: Callable[[Texts, str], Any], *, negated: bool) ->
         affixes = call.texts(right.where(~neither), f"{symbol}: the right side")
         parts = [(rows, Values.of(match(texts.take(pa.array(rows)), affix))) for affix, rows in call.by_value(affixes)]
         matching = spread(parts, call.rows).arrow(Kind.BOOLEAN)
-        found = (nulls & other_nulls) | _filled(matching, value=False)
+        found = (nulls & other_nulls) | holds(matching)
         return _booleans(~found if negated else found, ~(neither | present(matching)))
 
     return evaluate

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from worker.mapping.arrow import is_null
 from worker.mapping.conversions import conversion_to
 from worker.mapping.values import Kind, Values
 from worker.mapping.xdm import DATE_TIME
@@ -60,7 +61,7 @@ def _scalars(values: Values, data_type: pa.DataType) -> tuple[Plane, Mask]:
     column: Any = conversion_to(data_type)(values.to_texts())
     if moments is not None:
         column = pc.coalesce(moments, column)
-    return column, _is_null(column) & ~null
+    return column, is_null(column) & ~null
 
 
 def _moments(values: Values, data_type: pa.DataType) -> Plane:
@@ -104,8 +105,3 @@ def _structs(values: Values, data_type: Any) -> tuple[Plane, Mask]:  # noqa: ANN
         columns.append(column)
         failed |= misfits
     return pa.StructArray.from_arrays(columns, fields=list(data_type), mask=pa.array(~objects.valid)), failed
-
-
-def _is_null(column: Plane) -> Mask:
-    null: Mask = column.is_null().to_numpy(zero_copy_only=False)
-    return null

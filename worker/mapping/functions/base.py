@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from worker.mapping.arrow import NULL
+from worker.mapping.arrow import NULL, is_null
 from worker.mapping.conversions import conversion_to
 from worker.mapping.values import KIND_NAMES, Items, Kind, Values, all_of, numbers_of
 
@@ -244,7 +244,7 @@ class Call:
             result, decimals = pc.coalesce(result, whole), pc.coalesce(decimals, broken)
         fits = pc.and_(pc.equal(decimals, pc.floor(decimals)), pc.less(pc.abs(decimals), 2.0**63))
         result = pc.coalesce(result, pc.cast(pc.if_else(fits, decimals, NULL), pa.int64()))
-        self._fail_kinds(values, ~values.is_null() & _null(result), name, "an integer")
+        self._fail_kinds(values, ~values.is_null() & is_null(result), name, "an integer")
         return result
 
     def numbers(self, values: Values, name: str) -> Decimals:
@@ -256,7 +256,7 @@ class Call:
         if Kind.STRING in values.present:
             texts = pc.ascii_trim_whitespace(values.arrow(Kind.STRING))
             result = pc.coalesce(result, _decimals(texts))
-        self._fail_kinds(values, ~values.is_null() & _null(result), name, "a number")
+        self._fail_kinds(values, ~values.is_null() & is_null(result), name, "a number")
         return result
 
     def booleans(self, values: Values, name: str) -> Booleans:
@@ -266,7 +266,7 @@ class Call:
             return result
         if Kind.STRING in values.present:
             result = pc.coalesce(result, booleans_of(values.arrow(Kind.STRING)))
-        self._fail_kinds(values, ~values.is_null() & _null(result), name, "a boolean")
+        self._fail_kinds(values, ~values.is_null() & is_null(result), name, "a boolean")
         return result
 
     def arrays(self, values: Values, name: str) -> Items:
@@ -330,6 +330,16 @@ class Call:
             self.fail(failed & (kinds == kind), f"{name} is {what}")
 
 
+def side_by_side(call: Call, parts: Sequence[Items], too_many: str) -> Items:
+    """The items of all parts in each row; a row of more than `MAX_ITEMS` fails for the reason `too_many`."""
+    there = all_of((part.valid for part in parts), call.rows)
+    beyond: Mask = there & (np.sum([part.lengths for part in parts], axis=0) > MAX_ITEMS)
+    if beyond.any():
+        call.fail(beyond, too_many)
+        parts = [part.where(~beyond) for part in parts]
+    return Items.side_by_side(parts)
+
+
 def spread(parts: Sequence[tuple[Positions, Values]], rows: int) -> Values:
     """One column from the results for some rows each; null in the rows that none of them has."""
     if not parts:
@@ -343,7 +353,7 @@ def spread(parts: Sequence[tuple[Positions, Values]], rows: int) -> Values:
 
 def present(*columns: Any) -> Mask:  # noqa: ANN401 - Arrow arrays
     """The rows that are null in none of these, which are one at least."""
-    return all_of((~_null(column) for column in columns), len(columns[0]))
+    return all_of((~is_null(column) for column in columns), len(columns[0]))
 
 
 def laid_out(texts: Texts) -> tuple[Bytes, Positions]:
@@ -379,8 +389,3 @@ def cut(data: Bytes, starts: Positions, ends: Positions, valid: Mask) -> Texts:
     lengths = np.where(valid, lengths, 0)
     shifts = starts - (np.cumsum(lengths) - lengths)
     return texts_of_bytes(data[np.repeat(shifts, lengths) + np.arange(int(lengths.sum()))], lengths, valid)
-
-
-def _null(array: Any) -> Mask:  # noqa: ANN401 - an Arrow array
-    null: Mask = array.is_null().to_numpy(zero_copy_only=False)
-    return null

@@ -8,14 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from worker.mapping.functions.base import MAX_ITEMS, Example, Parameter, function, spread
+from worker.mapping.functions.base import MAX_ITEMS, Example, Parameter, function, side_by_side, spread
 from worker.mapping.values import KIND_NAMES, Items, Kind, Values, all_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from worker.mapping.functions.base import Call
-    from worker.mapping.values import Mask, Positions, Texts
+    from worker.mapping.values import Positions, Texts
 
 # The stubs of pyarrow refuse arguments that its functions take, such as a scalar beside an array.
 pc: Any = pyarrow.compute
@@ -24,6 +24,9 @@ OBJECTS = "Hierarchies - Objects"
 ARRAYS = "Hierarchies - Arrays"
 
 # Whether something is there
+
+
+_TOO_MANY = f"the array would have more than {MAX_ITEMS} items"
 
 
 @function(
@@ -451,7 +454,7 @@ def to_array(call: Call, include_nulls: Values, *values: Values) -> Values:
     ),
 )
 def add_to_array(call: Call, array: Values, *values: Values) -> Values:
-    return _side_by_side(call, [call.arrays(array, "ARRAY"), Items.rows_of(values)])
+    return Values.items(side_by_side(call, [call.arrays(array, "ARRAY"), Items.rows_of(values)], _TOO_MANY))
 
 
 @function(
@@ -467,17 +470,7 @@ def add_to_array(call: Call, array: Values, *values: Values) -> Values:
     decisions=("An array that is null gives null.",),
 )
 def join_arrays(call: Call, *arrays: Values) -> Values:
-    return _side_by_side(call, [call.arrays(array, "ARRAY") for array in arrays])
-
-
-def _side_by_side(call: Call, parts: Sequence[Items]) -> Values:
-    """The items of all parts in each row; more than an array may have fail."""
-    there = all_of((part.valid for part in parts), call.rows)
-    too_many: Mask = there & (np.sum([part.lengths for part in parts], axis=0) > MAX_ITEMS)
-    if too_many.any():
-        call.fail(too_many, f"the array would have more than {MAX_ITEMS} items")
-        parts = [part.where(~too_many) for part in parts]
-    return Values.items(Items.side_by_side(parts))
+    return Values.items(side_by_side(call, [call.arrays(array, "ARRAY") for array in arrays], _TOO_MANY))
 
 
 _UPSERT = (

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from worker.mapping.functions.base import MAX_ITEMS, Example, Parameter, function
+from worker.mapping.functions.base import MAX_ITEMS, Example, Parameter, function, side_by_side
 from worker.mapping.functions.hierarchies import OBJECTS, objects_of_pairs
-from worker.mapping.values import Items, Kind, Values, all_of
+from worker.mapping.values import Items, Kind, Values
 
 if TYPE_CHECKING:
     from worker.mapping.functions.base import Call
@@ -145,12 +145,7 @@ def map_has_keys(call: Call, maps: Values, key: Values) -> Values:
 )
 def add_to_map(call: Call, *maps: Values) -> Values:
     parts = [call.objects(values, "MAP").without_older() for values in maps]
-    there = all_of((part.valid for part in parts), call.rows)
-    too_many = there & (np.sum([part.lengths for part in parts], axis=0) > MAX_ITEMS)
-    if too_many.any():
-        call.fail(too_many, f"the map would have more than {MAX_ITEMS} entries")
-        parts = [part.where(~too_many) for part in parts]
-    return Values.items(Items.side_by_side(parts).without_newer())
+    return Values.items(side_by_side(call, parts, f"the map would have more than {MAX_ITEMS} entries").without_newer())
 
 
 _PAIRS = (
