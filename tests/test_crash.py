@@ -98,8 +98,8 @@ async def test_f70_death_at_each_step(tmp_path: Path, days_ahead: int, after: bo
         receipts = world.store.succeeded_receipts(flow_of().id)
         assert receipts == {day: world.sink.landed("events", flow_of().id, day) for day in TWO}
         world.assert_settled()
-    # each day has a step between its commit and the record of it
-    assert landed_unrecorded == 2
+    # each day has a step between its commit and the record of it; steps of the next day may lie in between, too
+    assert landed_unrecorded == 2 or (days_ahead and landed_unrecorded > 2)
 
 
 async def test_f70_deaths_one_after_the_other(tmp_path: Path) -> None:

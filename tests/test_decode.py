@@ -167,7 +167,7 @@ def flip(decoder: Decoder) -> None:
 def as_new(decoder: Decoder) -> Decoder:
     """The same decoder with all columns read as text. To make another one takes ten times as long."""
     decoder._json.clear()
-    decoder._block_relations = decoder._bound(decoder._block.path)
+    decoder._relations.clear()
     return decoder
 
 

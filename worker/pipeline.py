@@ -20,13 +20,13 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING, Self
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 
-from worker import events
+from worker import duck, events
 from worker.errors import ExportBrokenError, RejectLimitError, ResourceError
 from worker.mapping.context import Context
 from worker.mapping.mapper import REJECT_CODE
@@ -71,6 +71,8 @@ DUPLICATE_KEY_CODE = "INGEST-1301-400"
 """The worker's own: a line with two equal keys in one object, of which the last counts."""
 
 PROGRESS_SECONDS = 0.2
+HASHED_ROWS = 32_768
+"""Rows of one key that are compared together: a query costs as much as some thousand of them."""
 TRIM_PIECES = 8
 """So many pieces leave some MiB in holes."""
 
@@ -174,6 +176,8 @@ class Pipeline:
         self._pool = ThreadPoolExecutor(settings.processors, thread_name_prefix="decode")
         self._exporting = asyncio.Lock()
         self._turns = _Turns()
+        self._files = PieceFiles(settings.spool, self._budget.pieces, f"piece-{token_hex(4)}")
+        self._days = 0
         self._converter: _Converter | None = None
         self._closing = contextlib.ExitStack()
 
@@ -201,6 +205,7 @@ class Pipeline:
         SinkError, ResourceError. Leaves nothing behind when it raises or is cancelled.
         """
         folder = self._settings.spool
+        self._days += 1
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with (
@@ -209,7 +214,16 @@ class Pipeline:
             ):
                 converter = self._converter_of(plan.mapper)
                 work = _DayWork(
-                    self._budget, self._pool, self._turns, converter, self._listener, plan, load, spool, Path(own)
+                    self._budget,
+                    self._pool,
+                    self._turns,
+                    self._files,
+                    converter,
+                    self._listener,
+                    plan,
+                    load,
+                    spool,
+                    Path(own),
                 )
                 return await self._export_and_work(plan, load, attempt, spool, work, exported_at)
         except OSError as error:
@@ -217,6 +231,10 @@ class Pipeline:
                 f"The spool folder {folder} cannot be used: {error.strerror or error}.",
                 advice="Free some disk, or let WORKER_SPOOL name a folder with room that the worker may write to.",
             ) from error
+        finally:
+            self._days -= 1
+            if not self._days:
+                self._files.remove()
 
     async def _export_and_work(
         self, plan: DayPlan, load: Load, attempt: int, spool: Spool, work: _DayWork, exported_at: datetime
@@ -267,6 +285,7 @@ class _DayWork:
         budget: Budget,
         pool: ThreadPoolExecutor,
         turns: _Turns,
+        files: PieceFiles,
         converter: _Converter,
         listener: Listener,
         plan: DayPlan,
@@ -277,6 +296,7 @@ class _DayWork:
         self._budget = budget
         self._pool = pool
         self._turns = turns
+        self._files = files
         self._listener = listener
         self._plan = plan
         self._load = load
@@ -354,9 +374,9 @@ class _DayWork:
 
     def _converted(self, exported_at: datetime) -> Iterator[_Converted]:
         """The pieces of the export in order, decoded and mapped by the pool a few at a time."""
-        files = PieceFiles(self._folder, self._budget.pieces)
         context = Context.of(self._plan.source, exported_at)
-        under_way: deque[Future[_Converted]] = deque()
+        files = self._files
+        under_way: deque[tuple[Piece | OversizedLine, Future[_Converted]]] = deque()
         try:
             with self._turns.reading:
                 for number, piece in enumerate(
@@ -369,17 +389,18 @@ class _DayWork:
                     )
                 ):
                     outputs = _Converted(self._folder / f"rows-{number}", self._folder / f"rejects-{number}")
-                    under_way.append(self._pool.submit(self._converter, piece, files, outputs, context))
-                    while under_way and under_way[0].done():
-                        yield self._counted(under_way.popleft().result())
+                    under_way.append((piece, self._pool.submit(self._converter, piece, files, outputs, context)))
+                    while under_way and under_way[0][1].done():
+                        yield self._counted(under_way.popleft()[1].result())
                     if number % TRIM_PIECES == TRIM_PIECES - 1:
                         give_memory_back()
             while under_way:
-                yield self._counted(under_way.popleft().result())
+                yield self._counted(under_way.popleft()[1].result())
         finally:
-            for future in under_way:
-                future.cancel()
-            wait(under_way)
+            for piece, future in under_way:
+                if future.cancel() and not isinstance(piece, OversizedLine):
+                    files.give_back(piece.path)
+            wait([future for _, future in under_way])
 
     def _counted(self, piece: _Converted) -> _Converted:
         self._lines += piece.lines
@@ -564,22 +585,33 @@ class _Spilled:
 
     def contents(self, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
         """64 bits for what each of these rows holds; `rows` ascend."""
-        read = 0
         hashes = [np.empty(0, dtype=np.uint64)]
-        with duckdb.connect(":memory:", config={"threads": 1}) as connection:
-            for batch in chain.from_iterable(map(_batches, self._paths)):
-                first, end = np.searchsorted(rows, [read, read + batch.num_rows])
-                if first < end:
-                    chosen = batch.take(pa.array(rows[first:end] - read, type=pa.int64()))
-                    connection.register("chosen", pa.Table.from_batches([chosen]))
-                    hashed = connection.sql("select hash(*columns(*)) as content from chosen").to_arrow_table()
-                    hashes.append(np.asarray(hashed["content"]))
-                read += batch.num_rows
+        with duck.cursor() as cursor:
+            for chosen in self._tables_of(rows):
+                cursor.register("chosen", chosen)
+                hashed = cursor.sql("select hash(*columns(*)) as content from chosen").to_arrow_table()
+                hashes.append(np.asarray(hashed["content"]))
         return np.concatenate(hashes)
+
+    def _tables_of(self, rows: NDArray[np.int64]) -> Iterator[pa.Table]:
+        """These rows, in tables of some thousand; `rows` ascend."""
+        read = held = 0
+        parts: list[pa.RecordBatch] = []
+        for batch in chain.from_iterable(map(_batches, self._paths)):
+            first, end = np.searchsorted(rows, [read, read + batch.num_rows])
+            if first < end:
+                parts.append(batch.take(pa.array(rows[first:end] - read, type=pa.int64())))
+                held += parts[-1].num_rows
+            read += batch.num_rows
+            if held >= HASHED_ROWS:
+                yield pa.Table.from_batches(parts)
+                parts, held = [], 0
+        if parts:
+            yield pa.Table.from_batches(parts)
 
 
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:
-    with pa.OSFile(str(path), "rb") as file, pa.ipc.open_stream(file) as batches:
+    with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as batches:
         yield from batches
 
 

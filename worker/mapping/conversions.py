@@ -38,6 +38,8 @@ FALSE_TEXTS = pa.array(["false", "FALSE", "n", "N", "no", "NO", "off", "OFF"])
 
 _DIGITS_OF_ANY_INT64 = 18
 _DIGITS_OF_ANY_UINT64 = 19
+# made once: to compare with a number makes a scalar of it, and looks for an optional package each time
+_SHORT: Any = pa.scalar(_DIGITS_OF_ANY_INT64, pa.int32())
 _PLAIN_INTEGER = rf"^-?[0-9]{{1,{_DIGITS_OF_ANY_INT64}}}$"
 _INTEGER = (
     r"^(?P<sign>-?)(?P<whole>[0-9]+)(?:\.(?:(?P<fraction>[0-9]*[1-9])0*|0+))?(?:[eE]\+?(?P<exponent>[0-9]{1,2}))?$"
@@ -70,7 +72,7 @@ def _strings(texts: pa.StringArray) -> Column:
 
 
 def _int64(texts: pa.StringArray) -> Column:
-    plain = pc.and_(pc.ascii_is_decimal(texts), pc.less_equal(pc.binary_length(texts), _DIGITS_OF_ANY_INT64))
+    plain = pc.and_(pc.ascii_is_decimal(texts), pc.less_equal(pc.binary_length(texts), _SHORT))
     numbers: Column
     if pc.all(plain, min_count=0).as_py():
         numbers = pc.cast(texts, pa.int64())

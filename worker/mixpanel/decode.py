@@ -33,6 +33,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from worker import duck
 from worker.mixpanel.body import Block, OversizedLine
 
 if TYPE_CHECKING:
@@ -165,27 +166,17 @@ class Decoder:
         self._max_line_bytes = max_line_bytes
         self._max_raw_bytes = max_raw_bytes
         self._block = _BlockFile()
-        self._connection = duckdb.connect(
-            ":memory:",
-            config={
-                "threads": 1,
-                "memory_limit": "256MB",
-                # a file keeps its name and changes its content
-                "enable_external_file_cache": False,
-                "autoinstall_known_extensions": False,
-                "autoload_known_extensions": False,
-            },
-        )
+        self._connection = duck.cursor()
         self._layers = _layers(self.paths)
-        # rows of several streams are read side by side, and a connection has one
-        self._cursors = [self._connection.cursor() for _ in self._layers]
+        # rows of several streams are read side by side, and a cursor has one
+        self._cursors = [duck.cursor() for _ in self._layers]
         self._json: set[int] = set(np.flatnonzero(self._with_kinds).tolist())
         """The columns that are read as JSON, by position in `paths`; the others are read as text."""
-        # binding takes as long as reading some thousand lines, and a block may be halved many times
-        self._block_relations = self._bound(self._block.path)
+        self._relations: dict[str, list[duckdb.DuckDBPyRelation]] = {}
 
     def close(self) -> None:
-        self._connection.close()
+        for cursor in (self._connection, *self._cursors):
+            cursor.close()
         self._block.close()
 
     def decode(self, block: Block | OversizedLine) -> Decoded:
@@ -213,7 +204,7 @@ class Decoder:
             reader = _LineReader(file)
             while True:
                 try:
-                    with contextlib.closing(self._stream(self._bound(str(piece.path)), given)) as batches:
+                    with contextlib.closing(self._stream(str(piece.path), given)) as batches:
                         for batch in batches:
                             count = batch.num_rows
                             lines = cache(partial(reader.lines, given, count))
@@ -260,7 +251,7 @@ class Decoder:
     def _read_at_once(self, lines: _Lines, rows: NDArray[np.int64], careful: _Careful) -> _Part:
         self._block.replace(lines.joined(rows))
         while True:
-            batches = list(self._stream(self._block_relations, 0))
+            batches = list(self._stream(self._block.path, 0))
             if sum(batch.num_rows for batch in batches) != len(rows):
                 raise _Refused
             try:
@@ -282,7 +273,7 @@ class Decoder:
         }
         if changed:
             self._json |= changed
-            self._block_relations = self._bound(self._block.path)
+            self._relations.clear()
             raise _KindsChanged
         doubtful = np.zeros(len(rows), dtype=bool)
         texts: list[pa.StringArray] = []
@@ -334,18 +325,23 @@ class Decoder:
         return len(self._layers) == 1 and self._json.isdisjoint(self._keys)
 
     def _bound(self, path: str) -> list[duckdb.DuckDBPyRelation]:
-        """The query of each layer for a file; each look at such a relation runs it anew."""
-        return [cursor.sql(self._sql(path, layer)) for cursor, layer in zip(self._cursors, self._layers, strict=True)]
+        """The query of each layer for a file; each look at such a relation runs it anew.
 
-    def _stream(
-        self, relations: Sequence[duckdb.DuckDBPyRelation], skipped: int
-    ) -> Generator[pa.RecordBatch, None, None]:
+        Binding takes as long as reading some thousand lines, and the files that are read are few.
+        """
+        if path not in self._relations:
+            self._relations[path] = [
+                cursor.sql(self._sql(path, layer)) for cursor, layer in zip(self._cursors, self._layers, strict=True)
+            ]
+        return self._relations[path]
+
+    def _stream(self, path: str, skipped: int) -> Generator[pa.RecordBatch, None, None]:
         """The rows from row `skipped` on: the columns in the order of the paths, and the hashes if they are read.
 
         Raises _Refused at a line that is no row.
         """
         with contextlib.ExitStack() as stack:
-            readers = [stack.enter_context(_opened(relation)) for relation in relations]
+            readers = [stack.enter_context(_opened(relation)) for relation in self._bound(path)]
             while (batch := self._side_by_side([_next(reader) for reader in readers])) is not None:
                 if skipped >= batch.num_rows:
                     skipped -= batch.num_rows

@@ -28,10 +28,11 @@ FIRST_PIECE_BYTES = 8 << 20
 class PieceFiles:
     """A few files in `folder`, taken and given back by any thread."""
 
-    def __init__(self, folder: Path, count: int) -> None:
+    def __init__(self, folder: Path, count: int, name: str = "piece") -> None:
+        self._paths = [folder / f"{name}-{number}" for number in range(count)]
         self._free: queue.SimpleQueue[Path] = queue.SimpleQueue()
-        for number in range(count):
-            self._free.put(folder / f"piece-{number}")
+        for path in self._paths:
+            self._free.put(path)
 
     def take(self) -> Path:
         """Wait for a file that nobody reads. It is there or not, and what it holds means nothing."""
@@ -39,6 +40,11 @@ class PieceFiles:
 
     def give_back(self, path: Path) -> None:
         self._free.put(path)
+
+    def remove(self) -> None:
+        """Free the disk; to be called while all files are given back. They can be taken again."""
+        for path in self._paths:
+            path.unlink(missing_ok=True)
 
 
 def read_pieces(

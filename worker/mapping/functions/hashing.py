@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import threading
-import weakref
 import zlib
 from typing import TYPE_CHECKING, Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from worker import duck
 from worker.mapping.functions.base import Example, Parameter, function, present, spread
 from worker.mapping.values import Values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import duckdb
 
     from worker.mapping.functions.base import Call
     from worker.mapping.values import Texts
@@ -48,48 +48,22 @@ def _ascii(texts: Texts) -> list[bytes]:
 _CHARSETS = {"UTF-8": _utf_8, "UTF-16": _utf_16, "ISO-8859-1": _latin_1, "US-ASCII": _ascii}
 
 
-class _Engine:
-    """DuckDB: it hashes a whole column in half the time of one text after another, and without the GIL."""
-
-    def __init__(self) -> None:
-        self._connection = duckdb.connect(
-            ":memory:",
-            config={"threads": 1, "autoinstall_known_extensions": False, "autoload_known_extensions": False},
-        )
-
-    def close(self) -> None:
-        self._connection.close()
-
-    def hexadecimal(self, name: str, texts: Texts) -> Texts:
-        """The hashes of the texts by the function of this name, null for null."""
-        self._connection.register("texts", pa.table({"text": texts}))
-        try:
-            found = self._connection.sql(f"select {name}(text) as hash from texts").to_arrow_table()  # noqa: S608 - a name made here
-        finally:
-            self._connection.unregister("texts")
-        hashes: pa.ChunkedArray[Any] = found["hash"]
-        return hashes.combine_chunks()
-
-
 _OWN = threading.local()
-_ENGINES: weakref.WeakSet[_Engine] = weakref.WeakSet()
-"""One a thread, which ends with it."""
 
 
-def _engine() -> _Engine:
-    engine: _Engine | None = getattr(_OWN, "engine", None)
-    if engine is None:
-        engine = _OWN.engine = _Engine()
-        _ENGINES.add(engine)
-    return engine
-
-
-@atexit.register
-def _close_engines() -> None:
-    # DuckDB complains of what is open when the interpreter is gone
-    for engine in list(_ENGINES):
-        engine.close()
-    _OWN.__dict__.clear()
+def _hexadecimal(name: str, texts: Texts) -> Texts:
+    """The hashes of the texts by DuckDB's function of this name, null for null: in half the time of one text after
+    another, and without the GIL."""
+    cursor: duckdb.DuckDBPyConnection | None = getattr(_OWN, "cursor", None)
+    if cursor is None:
+        cursor = _OWN.cursor = duck.cursor()
+    cursor.register("texts", pa.table({"text": texts}))
+    try:
+        found = cursor.sql(f"select {name}(text) as hash from texts").to_arrow_table()  # noqa: S608 - a name made here
+    finally:
+        cursor.unregister("texts")
+    hashes: pa.ChunkedArray[Any] = found["hash"]
+    return hashes.combine_chunks()
 
 
 def _hashing(digest: Callable[[bytes], str], column: str | None) -> Callable[..., Values]:
@@ -108,7 +82,7 @@ def _hashing(digest: Callable[[bytes], str], column: str | None) -> Callable[...
                 continue
             chosen = texts if len(rows) == call.rows else texts.take(pa.array(rows))
             if column is not None and encode is _utf_8:
-                parts.append((rows, Values.of(_engine().hexadecimal(column, chosen))))
+                parts.append((rows, Values.of(_hexadecimal(column, chosen))))
                 continue
             distinct = pc.dictionary_encode(chosen)
             hashes = pa.array([digest(data) for data in encode(distinct.dictionary)], pa.string())
