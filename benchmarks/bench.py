@@ -2,7 +2,8 @@
 
 Both read three project days as gzip over loopback HTTP from the simulated Mixpanel and leave compressed Parquet: the
 worker as a committed Delta table, mapped by the tutorial's set and deduplicated; the peer as plain files with the same
-eleven columns, unchecked and with the duplicates. Rounds alternate, medians are printed, all lies under `.bench/`.
+eleven columns, unchecked, once with the duplicates and once without. Rounds alternate, medians are printed, all lies
+under `.bench/`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ flow: {{name: benchmark}}
 PEER = """
 import subprocess, sys
 import duckdb
-url, user, folder, *days = sys.argv[1:]
+url, user, folder, condition, *days = sys.argv[1:]
 connection = duckdb.connect()
 columns = '''{event: 'VARCHAR', properties: 'STRUCT(distinct_id VARCHAR, "$import" BOOLEAN, "$insert_id" VARCHAR,
  item_id VARCHAR, item_name VARCHAR, item_price VARCHAR, "$mp_api_endpoint" VARCHAR, "$mp_api_timestamp_ms" BIGINT,
@@ -50,9 +51,13 @@ for day in days:
     path = f"{folder}/{day}.jsonl.gz"
     query = f"{url}/api/2.0/export?project_id=2384945&from_date={day}&to_date={day}"
     subprocess.run(["curl", "-sf", "-u", user, "-H", "Accept-Encoding: gzip", "-o", path, query], check=True)
-    connection.execute(f"copy (select event, unnest(properties) from read_ndjson('{path}', columns={columns})) "
-                       f"to '{folder}/{day}.parquet' (format parquet, compression zstd)")
+    connection.execute(f"copy (from (select event, unnest(properties) from read_ndjson('{path}', columns={columns})) "
+                       f"{condition}) to '{folder}/{day}.parquet' (format parquet, compression zstd)")
 """
+
+
+NO_DUPLICATES = """qualify "$insert_id" is null or row_number() over (
+ partition by event, distinct_id, "time", "$insert_id" order by mp_processing_time_ms desc) = 1"""
 
 
 @dataclass(frozen=True)
@@ -94,25 +99,23 @@ def run_size(rows: int, rounds: int) -> None:
             print(f"making {rows:,} events of {day}", file=sys.stderr)
             write_day(data, day, rows, SEED)
     compressed = sum(path.stat().st_size for path in data.iterdir())
+    measures: dict[str, list[Measure]] = {"mixpanel-worker": [], "curl + DuckDB COPY": [], "the same, deduplicated": []}
+    ours, copied, deduplicated = measures.values()
     with SimulatorThread(Simulator(data_directory=data)) as simulated:
-        ours: list[Measure] = []
-        peers: list[Measure] = []
         for _ in range(rounds):
-            peers.append(run_peer(folder, simulated.base_url, days))
+            copied.append(run_peer(folder, simulated.base_url, days, ""))
+            deduplicated.append(run_peer(folder, simulated.base_url, days, NO_DUPLICATES))
             ours.append(run_worker(folder, simulated.base_url, days))
     total = rows * DAYS
     print(f"\n{DAYS} days of {rows:,} rows, {compressed / 1e6:,.0f} MB gzip, {rounds} rounds, medians")
-    print(f"{'':24}{'wall s':>9}{'rows/s':>12}{'CPU s/1M rows':>15}{'peak MiB':>10}")
-    for name, measures in (("mixpanel-worker", ours), ("curl + DuckDB COPY", peers)):
-        wall = statistics.median(one.wall_seconds for one in measures)
-        cpu = statistics.median(one.cpu_seconds for one in measures)
-        peak = max(one.peak_mebibytes for one in measures)
-        print(f"{name:24}{wall:>9.2f}{total / wall:>12,.0f}{cpu * 1e6 / total:>15.2f}{peak:>10.0f}")
-    ratios = [peer.wall_seconds / one.wall_seconds for peer, one in zip(peers, ours, strict=True)]
-    print(
-        f"ratio (peer's time / worker's, round by round): median {statistics.median(ratios):.2f}, "
-        f"{min(ratios):.2f} to {max(ratios):.2f}"
-    )
+    print(f"{'':24}{'wall s':>9}{'rows/s':>12}{'CPU s/1M rows':>15}{'peak MiB':>10}   ratio: its time / the worker's")
+    for name, found in measures.items():
+        wall = statistics.median(one.wall_seconds for one in found)
+        cpu = statistics.median(one.cpu_seconds for one in found)
+        peak = max(one.peak_mebibytes for one in found)
+        ratios = [one.wall_seconds / own.wall_seconds for one, own in zip(found, ours, strict=True)]
+        ratio = f"{statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}"
+        print(f"{name:24}{wall:>9.2f}{total / wall:>12,.0f}{cpu * 1e6 / total:>15.2f}{peak:>10.0f}   {ratio}")
 
 
 def run_worker(folder: Path, url: str, days: list[date], mapping: Path = TUTORIAL) -> Measure:
@@ -132,12 +135,12 @@ def run_worker(folder: Path, url: str, days: list[date], mapping: Path = TUTORIA
     return measure([*command, "--from", str(days[0]), "--to", str(days[-1])], environ)
 
 
-def run_peer(folder: Path, url: str, days: list[date]) -> Measure:
+def run_peer(folder: Path, url: str, days: list[date], condition: str) -> Measure:
     target = folder / "peer"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
     user = f"{DEMO_USERNAME}:{DEMO_PASSWORD}"
-    return measure([sys.executable, "-c", PEER, url, user, str(target), *map(str, days)], dict(os.environ))
+    return measure([sys.executable, "-c", PEER, url, user, str(target), condition, *map(str, days)], dict(os.environ))
 
 
 if __name__ == "__main__":

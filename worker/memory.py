@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 ARENAS = 2
-_M_ARENA_MAX = -8
-"""`mallopt`'s name for the number of arenas (glibc, malloc.h)."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+"""`mallopt`'s names (glibc, malloc.h)."""
+TRIM_BYTES = 64 << 20
+"""So much may lie free at an arena's end: `give_memory_back` is called often enough."""
+MAPPED_BYTES = 32 << 20
+"""Blocks of up to so many bytes, the most that glibc takes here, are used again: to the kernel and back costs more."""
 
 
 def keep_memory_small() -> None:
@@ -25,6 +29,8 @@ def keep_memory_small() -> None:
     pa.set_memory_pool(pa.system_memory_pool())
     if (mallopt := _glibc("mallopt")) is not None:
         mallopt(_M_ARENA_MAX, ARENAS)
+        mallopt(_M_TRIM_THRESHOLD, TRIM_BYTES)
+        mallopt(_M_MMAP_THRESHOLD, MAPPED_BYTES)
 
 
 def give_memory_back() -> None:

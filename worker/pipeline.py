@@ -96,7 +96,8 @@ class Budget:
     def of(cls, settings: Settings) -> Budget:
         large = settings.max_memory_bytes >= 512 << 20
         return cls(
-            piece_bytes=(32 << 20) if large else (8 << 20),
+            # DuckDB reads 32 MiB at once, and a piece ends at the first line end from here on
+            piece_bytes=(31 << 20) if large else (8 << 20),
             block_bytes=(8 << 20) if large else (4 << 20),
             pieces=settings.processors + 2,
             key_bytes=settings.max_memory_bytes // 16,
