@@ -16,7 +16,7 @@ from worker.mapping.context import Context
 from worker.mapping.expression import Expression
 from worker.mapping.functions import REGISTRY
 from worker.mapping.functions.base import Call
-from worker.mapping.functions.dates import DEFAULT_FORMATS, dates_of
+from worker.mapping.functions.dates import DEFAULT_FORMATS, SAID_TO, dates_of
 from worker.mapping.values import Values
 
 SAMPLE = datetime(2019, 10, 23, 13, 24, 35, 250_000, tzinfo=timezone(timedelta(hours=2)))
@@ -272,6 +272,31 @@ def test_moments_beyond_the_years_fail() -> None:
     assert of("dformat", -62_135_596_800_001, "yyyy") is FAILED
     assert of("dformat", 2**63 - 1, "yyyy") is FAILED
     assert of("dformat", -(2**63), "yyyy") is FAILED
+
+
+MILLISECONDS = st.integers(-62_135_596_800_000, 253_402_300_799_999) | st.sampled_from(
+    [-62_135_596_800_000, 253_402_300_799_999, -1, 0, 951_782_400_000, 2**63 - 1, None]
+)
+
+
+@pytest.mark.parametrize("form", SAID_TO)
+@settings(deadline=None)
+@given(numbers=st.lists(MILLISECONDS, min_size=1, max_size=5))
+def test_what_is_written_is_read_again_without_reading(form: str, numbers: list[int | None]) -> None:
+    """Whoever reads the strings finds the dates that whoever wrote them knows."""
+    call = Call(len(numbers))
+    column = Values.from_python(numbers)
+    written = REGISTRY.by_name["dformat"].evaluate(call, column, Values.repeat(form, len(numbers)))
+    assert written.said is not None
+    read = dates_of(call, Values.of(written.to_texts()), "DATE")
+    assert written.said().equals(read)
+
+
+def test_only_whole_columns_of_a_known_form_are_not_read() -> None:
+    assert of("date_part", "hour", of("dformat", 0, "yyyy-MM-dd'T'HH")) is FAILED
+    forms = ["yyyy-MM-dd", "yyyy-MM"]
+    written = REGISTRY.by_name["dformat"].evaluate(Call(2), Values.repeat(0, 2), Values.from_python(forms))
+    assert written.said is None
 
 
 PLACES = ["Europe/Paris", "America/New_York", "Asia/Kolkata", "Pacific/Apia"]

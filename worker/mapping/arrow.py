@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -13,7 +14,13 @@ if TYPE_CHECKING:
 _pa: Any = pa
 
 NULL: Any = _pa.scalar(None)
-"""Null of any type, made once: to make a scalar of None, Arrow looks for an optional package on the disk each time."""
+"""Null of any type."""
+
+
+@lru_cache(maxsize=64, typed=True)
+def scalar(value: str | float) -> Any:  # noqa: ANN401 - an Arrow scalar
+    """A constant for a function of columns, made once: to make one, Arrow looks for an optional package on the disk."""
+    return _pa.scalar(value)
 
 
 def is_null(array: Any) -> NDArray[np.bool_]:  # noqa: ANN401 - an Arrow array

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from worker.mapping.arrow import NULL
+from worker.mapping.arrow import NULL, scalar
 from worker.mapping.xdm import DATE_TIME
 
 if TYPE_CHECKING:
@@ -38,8 +38,6 @@ FALSE_TEXTS = pa.array(["false", "FALSE", "n", "N", "no", "NO", "off", "OFF"])
 
 _DIGITS_OF_ANY_INT64 = 18
 _DIGITS_OF_ANY_UINT64 = 19
-# made once: to compare with a number makes a scalar of it, and looks for an optional package each time
-_SHORT: Any = pa.scalar(_DIGITS_OF_ANY_INT64, pa.int32())
 _PLAIN_INTEGER = rf"^-?[0-9]{{1,{_DIGITS_OF_ANY_INT64}}}$"
 _INTEGER = (
     r"^(?P<sign>-?)(?P<whole>[0-9]+)(?:\.(?:(?P<fraction>[0-9]*[1-9])0*|0+))?(?:[eE]\+?(?P<exponent>[0-9]{1,2}))?$"
@@ -72,7 +70,7 @@ def _strings(texts: pa.StringArray) -> Column:
 
 
 def _int64(texts: pa.StringArray) -> Column:
-    plain = pc.and_(pc.ascii_is_decimal(texts), pc.less_equal(pc.binary_length(texts), _SHORT))
+    plain = pc.and_(pc.ascii_is_decimal(texts), pc.less_equal(pc.binary_length(texts), scalar(_DIGITS_OF_ANY_INT64)))
     numbers: Column
     if pc.all(plain, min_count=0).as_py():
         numbers = pc.cast(texts, pa.int64())
@@ -88,15 +86,15 @@ def _unusual_int64(texts: pa.StringArray) -> Column:
     """Long, fractional and exponential forms: digits are moved as text, so that nothing is rounded."""
     parts = pc.extract_regex(texts, _INTEGER)
     sign, whole, fraction, exponent = (pc.fill_null(pc.struct_field(parts, position), "") for position in range(4))
-    exponents = pc.cast(pc.binary_join_element_wise("0", exponent, ""), pa.int32())
+    exponents = pc.cast(pc.binary_join_element_wise(scalar("0"), exponent, scalar("")), pa.int32())
     zeros = pc.subtract(exponents, pc.binary_length(fraction))
-    padding = pc.binary_repeat("0", pc.max_element_wise(zeros, 0))
-    digits = pc.ascii_ltrim(pc.binary_join_element_wise(whole, fraction, padding, ""), characters="0")
-    is_whole = pc.and_(pc.is_valid(parts), pc.greater_equal(zeros, 0))
+    padding = pc.binary_repeat(scalar("0"), pc.max_element_wise(zeros, scalar(0)))
+    digits = pc.ascii_ltrim(pc.binary_join_element_wise(whole, fraction, padding, scalar("")), characters="0")
+    is_whole = pc.and_(pc.is_valid(parts), pc.greater_equal(zeros, scalar(0)))
     fits = pc.and_(is_whole, pc.less_equal(pc.binary_length(digits), _DIGITS_OF_ANY_UINT64))
-    digits = pc.binary_join_element_wise("0", pc.if_else(fits, digits, ""), "")
+    digits = pc.binary_join_element_wise(scalar("0"), pc.if_else(fits, digits, scalar("")), scalar(""))
     magnitudes = pc.cast(digits, pa.uint64()).to_numpy()
-    negative = pc.equal(sign, "-").to_numpy(zero_copy_only=False)
+    negative = pc.equal(sign, scalar("-")).to_numpy(zero_copy_only=False)
     in_range = magnitudes <= np.uint64(2**63 - 1) + negative.astype(np.uint64)
     values = np.where(negative, np.negative(magnitudes), magnitudes).view(np.int64)
     numbers: Column = pa.array(values, mask=~(in_range & fits.to_numpy(zero_copy_only=False)))

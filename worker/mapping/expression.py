@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
     Alternatives = tuple[SourcePath, ...]
     Step = Callable[["Block"], Values]
+    Branch = Callable[["Block", Mask], Values]
     # the column of an attribute, in these rows of a block or in all
     Read = Callable[[Alternatives, Positions | None], Values]
 
@@ -237,7 +238,7 @@ class _Compiler:
                 one, other = self.compile(left), self.compile(right)
                 return lambda block: _made(block, of_two(block.call, one(block), other(block)))
             case Ternary(condition=condition, yes=yes, no=no):
-                return _ternary(self.compile(condition), self.compile(yes), self.compile(no))
+                return _ternary(self.compile(condition), self._branch(yes), self._branch(no))
             case Elvis(condition=condition, otherwise=otherwise):
                 return _lazy("?:", self.compile(condition), self.compile(otherwise))
             case ArrayLiteral(items=items):
@@ -261,6 +262,14 @@ class _Compiler:
         if isinstance(value, float) and not np.isfinite(value):
             raise ExpressionError(node.column, "the number is too large")
         return lambda block: Values.repeat(value, block.call.rows)
+
+    def _branch(self, node: Node) -> Branch:
+        """What a node gives for the rows that take it; in the others anything may stand."""
+        step = self.compile(node)
+        if isinstance(node, Literal):
+            # it cannot fail
+            return lambda block, _: step(block)
+        return lambda block, mask: _under(block, mask, step)
 
     def _attribute(self, alternatives: Alternatives) -> Step:
         self.attributes[alternatives] = None
@@ -314,8 +323,8 @@ class _Compiler:
         _check_arguments(node, made, len(arguments))
         self.deterministic &= made.deterministic
         if made.name == LAZY_FUNCTION:
-            condition, yes, no = map(self.compile, arguments)
-            return _ternary(condition, yes, no)
+            condition, yes, no = arguments
+            return _ternary(self.compile(condition), self._branch(yes), self._branch(no))
         if made.name == PATH_FUNCTION:
             return self._path_function(made, arguments[0])
         if made.name == FIELD_FUNCTION and len(arguments) == 2 and isinstance(arguments[1], Name):
@@ -424,10 +433,10 @@ def _truth(step: Step) -> Step:
     return lambda block: Values.of(pa.array(truth(block.call, step(block))))
 
 
-def _ternary(condition: Step, yes: Step, no: Step) -> Step:
+def _ternary(condition: Step, yes: Branch, no: Branch) -> Step:
     def step(block: Block) -> Values:
         holds = truth(block.call, condition(block))
-        return Values.choose(np.where(holds, 0, 1), [_under(block, holds, yes), _under(block, ~holds, no)])
+        return Values.choose(np.where(holds, 0, 1), [yes(block, holds), no(block, ~holds)])
 
     return step
 

@@ -15,13 +15,13 @@ import re
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from worker.mapping.arrow import NULL
+from worker.mapping.arrow import NULL, scalar
 from worker.mapping.time_zones import DAY, MICROSECONDS, zone_of
 
 if TYPE_CHECKING:
@@ -103,7 +103,8 @@ class Clock:
 
     @cached_property
     def _civil(self) -> tuple[Positions, Positions, Positions]:
-        days = self.days + 719_468
+        # 32 bits hold the days of all years that there are, and are half the work
+        days = self.days.astype(np.int32) + 719_468
         era = days // 146_097
         of_era = days - era * 146_097
         year_of_era = (of_era - of_era // 1460 + of_era // 36_524 - of_era // 146_096) // 365
@@ -111,7 +112,8 @@ class Clock:
         shifted = (5 * of_year + 2) // 153
         day = of_year - (153 * shifted + 2) // 5 + 1
         month = np.where(shifted < 10, shifted + 3, shifted - 9)
-        return year_of_era + era * 400 + (month <= 2), month, day  # January and February end a year
+        year = year_of_era + era * 400 + (month <= 2)  # January and February end a year
+        return year.astype(np.int64), month.astype(np.int64), day.astype(np.int64)
 
     @property
     def year(self) -> Positions:
@@ -609,7 +611,7 @@ class _Reader:
             text = pc.struct_field(groups, number)
             there: Mask | None = None
             if optional:
-                present = pc.not_equal(text, "")
+                present = pc.not_equal(text, scalar(""))
                 there = present.to_numpy(zero_copy_only=False)
                 if there.all():
                     there = None
@@ -620,7 +622,7 @@ class _Reader:
                 values = np.asarray(pc.fill_null(pc.index_in(pc.utf8_lower(text), value_set=names), 0))
                 yield element, values.astype(np.int64) + element.first, there
             else:
-                digits = text if there is None else pc.if_else(present, text, "0")
+                digits = text if there is None else pc.if_else(present, text, scalar("0"))
                 value = np.asarray(pc.cast(digits, pa.int64()))
                 yield element, _scaled(element, value, np.asarray(pc.binary_length(digits)).astype(np.int64)), there
 
@@ -754,6 +756,24 @@ class _Found:
 _PAD = 0xFF  # no byte of UTF-8: it is taken out again
 
 
+class _Block(NamedTuple):
+    """Columns of bytes side by side, a text a row or one for all rows; `padded`: shorter texts are filled up."""
+
+    columns: Bytes
+    padded: bool = False
+
+    def at(self, rows: Positions) -> _Block:
+        """These rows."""
+        columns = self.columns
+        width = columns.shape[1]
+        if width in (2, 4):
+            # taken as one number each
+            columns = columns.view(f"u{width}")[:, 0][rows].view(np.uint8).reshape(-1, width)
+        else:
+            columns = columns[rows]
+        return _Block(columns, self.padded)
+
+
 class _Writer:
     """Writes each element into columns of bytes side by side, as wide as it can get."""
 
@@ -764,26 +784,24 @@ class _Writer:
 
     def write(self, elements: tuple[Element, ...]) -> Texts:
         blocks = list(self._blocks(elements))
-        width = sum(block.shape[-1] for block in blocks)
+        width = sum(columns.shape[-1] for columns, _ in blocks)
         page = np.empty((self.rows, width), dtype=np.uint8)
         start = 0
-        for block in blocks:
-            page[:, start : start + block.shape[-1]] = block
-            start += block.shape[-1]
-        used = page != _PAD
-        lengths = np.full(self.rows, width, dtype=np.int32)
-        if not used.all():
-            lengths = np.count_nonzero(used, axis=1).astype(np.int32)
+        for columns, _ in blocks:
+            page[:, start : start + columns.shape[-1]] = columns
+            start += columns.shape[-1]
+        ends = np.arange(self.rows + 1, dtype=np.int32) * np.int32(width)
+        if any(padded for _, padded in blocks):
+            used = page != _PAD
+            np.cumsum(np.count_nonzero(used, axis=1), out=ends[1:])
             page = page[used]
-        ends = np.zeros(self.rows + 1, dtype=np.int32)
-        np.cumsum(lengths, out=ends[1:])
         return _pa.StringArray.from_buffers(self.rows, _pa.py_buffer(ends), _pa.py_buffer(page))
 
-    def _blocks(self, elements: tuple[Element, ...]) -> Iterator[Bytes]:
+    def _blocks(self, elements: tuple[Element, ...]) -> Iterator[_Block]:
         for element in elements:
             match element:
                 case Literal(text):
-                    yield np.frombuffer(text.encode(), dtype=np.uint8)
+                    yield _Block(np.frombuffer(text.encode(), dtype=np.uint8))
                 case Number(part, least, most):
                     yield _digits(self.clock.part(part), least, most)
                 case Fraction(digits, _):
@@ -791,46 +809,46 @@ class _Writer:
                     scaled = micro // 10 ** (6 - digits) if digits <= 6 else micro * 10 ** (digits - 6)
                     yield _digits(scaled, digits, digits)
                 case Name(part, first, names):
-                    yield _table(names)[self.clock.part(part) - first]
+                    yield _table(names).at(self.clock.part(part) - first)
                 case Place(letters):
                     yield self._zones(letters)
                 case Section(inner):
                     yield from self._blocks(inner)
 
-    def _zones(self, letters: str) -> Bytes:
+    def _zones(self, letters: str) -> _Block:
         if len(self.offsets) and (self.offsets == self.offsets[0]).all():
-            return np.frombuffer(_zone_text(letters, int(self.offsets[0])).encode(), dtype=np.uint8)
+            return _Block(np.frombuffer(_zone_text(letters, int(self.offsets[0])).encode(), dtype=np.uint8))
         different, places = np.unique(self.offsets, return_inverse=True)
-        return _table(tuple(_zone_text(letters, offset) for offset in different.tolist()))[places]
+        return _table(tuple(_zone_text(letters, offset) for offset in different.tolist())).at(places)
 
 
 _TABLE_DIGITS = 4
 
 
-def _digits(values: Positions, least: int, most: int) -> Bytes:
+def _digits(values: Positions, least: int, most: int) -> _Block:
     """Decimal digits of numbers from 0, with leading zeros up to `least`; no number has more than `most`."""
     if most <= _TABLE_DIGITS:
-        return _digit_table(least, most)[values]
+        return _digit_table(least, most).at(values)
     block = np.full((len(values), most), _PAD, dtype=np.uint8)
     # 64 bits have 19 digits, and no part has more than 14
     for column in range(min(most, 19)):
         power = 10**column
         digits = (values // power % 10 + ord("0")).astype(np.uint8)
         block[:, most - 1 - column] = digits if column < least else np.where(values >= power, digits, np.uint8(_PAD))
-    return block
+    return _Block(block, padded=least < most)
 
 
 @lru_cache(maxsize=16)
-def _digit_table(least: int, most: int) -> Bytes:
+def _digit_table(least: int, most: int) -> _Block:
     return _table(tuple(str(number).zfill(least) for number in range(10**most)))
 
 
-def _table(texts: tuple[str, ...]) -> Bytes:
-    """A row of bytes a text, padded."""
+def _table(texts: tuple[str, ...]) -> _Block:
     encoded = [text.encode() for text in texts]
-    width = max(map(len, encoded), default=0)
+    widths = set(map(len, encoded))
+    width = max(widths, default=0)
     rows = b"".join(text.ljust(width, bytes([_PAD])) for text in encoded)
-    return np.frombuffer(rows, dtype=np.uint8).reshape(len(encoded), width)
+    return _Block(np.frombuffer(rows, dtype=np.uint8).reshape(len(encoded), width), padded=len(widths) > 1)
 
 
 def _zone_text(letters: str, offset: int) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from worker.mapping.arrow import scalar
 from worker.mapping.functions.base import present, spread
 from worker.mapping.functions.comparison import NUMBERS, compare, equal, holds, numbers_beside, numeric, truth
 from worker.mapping.functions.hierarchies import is_empty, size_of
@@ -190,7 +191,7 @@ def _numbers_for(values: Values, others: Values) -> Values:
 
 def _joined(call: Call, left: Values, right: Values) -> Texts:
     one, other = call.texts(left, "+: the left side"), call.texts(right, "+: the right side")
-    return call.short(pc.binary_join_element_wise(one, other, ""))
+    return call.short(pc.binary_join_element_wise(one, other, scalar("")))
 
 
 def _negate(call: Call, values: Values) -> Values:
@@ -324,7 +325,7 @@ def _not(call: Call, values: Values) -> Values:
 
 def _size(call: Call, values: Values) -> Values:
     sizes = size_of(call, values).arrow(Kind.INTEGER)
-    return Values.of(pc.if_else(pa.array(values.is_null()), 0, sizes))
+    return Values.of(pc.if_else(pa.array(values.is_null()), scalar(0), sizes))
 
 
 UNARY: Mapping[str, UnaryOperator] = {

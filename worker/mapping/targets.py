@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from worker.mapping.arrow import is_null
+from worker.mapping.arrow import is_null, scalar
 from worker.mapping.conversions import conversion_to
 from worker.mapping.values import Kind, Values
 from worker.mapping.xdm import DATE_TIME
@@ -70,7 +70,9 @@ def _moments(values: Values, data_type: pa.DataType) -> Plane:
     if data_type == DATE_TIME:
         # milliseconds, as all timestamps of a target have
         return pc.floor_temporal(instants, unit="millisecond").cast(DATE_TIME)
-    local = pc.add(instants.cast(pa.int64()), pc.multiply(pc.struct_field(dates, "offset").cast(pa.int64()), 1_000_000))
+    local = pc.add(
+        instants.cast(pa.int64()), pc.multiply(pc.struct_field(dates, "offset").cast(pa.int64()), scalar(1_000_000))
+    )
     return local.cast(pa.timestamp("us")).cast(pa.date32(), safe=False)
 
 

@@ -30,12 +30,12 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute
 
-from worker.mapping.arrow import NULL
+from worker.mapping.arrow import NULL, scalar
 from worker.mapping.conversions import conversion_to
 from worker.mapping.java_dates import write_iso
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -98,15 +98,24 @@ KIND_NAMES = {
 class Values:
     """A column of values. Immutable.
 
-    `constant`: whether all rows are known to hold the same, as a literal's do.
+    `constant`: whether all rows are known to hold the same, as a literal's do. `said`: gives the dates that are read
+    from these strings by the default formats, where who wrote the strings knows them.
     """
 
-    __slots__ = ("constant", "length", "planes")
+    __slots__ = ("constant", "length", "planes", "said")
 
-    def __init__(self, length: int, planes: Mapping[Kind, Plane], *, constant: bool = False) -> None:
+    def __init__(
+        self,
+        length: int,
+        planes: Mapping[Kind, Plane],
+        *,
+        constant: bool = False,
+        said: Callable[[], Dates] | None = None,
+    ) -> None:
         """`planes`: each of `length` rows; a row is null in all of them but one at most."""
         self.length = length
         self.constant = constant
+        self.said = said
         self.planes = {kind: plane for kind, plane in planes.items() if plane.null_count < length}
 
     # Making
@@ -179,7 +188,7 @@ class Values:
         planes[Kind.STRING] = _where(texts, strings)
         literals = (kinds == ord("t")) | (kinds == ord("f"))
         if literals.any():
-            planes[Kind.BOOLEAN] = pc.equal(_where(texts, literals), "true")
+            planes[Kind.BOOLEAN] = pc.equal(_where(texts, literals), scalar("true"))
         trees = (kinds == ord("{")) | (kinds == ord("["))
         numbers = ~(strings | literals | trees | (kinds == 0))
         if numbers.any():
@@ -217,19 +226,20 @@ class Values:
     def choose(cls, index: Positions, columns: Sequence[Values]) -> Values:
         """In row i what `columns[index[i]]` has there; null where the index is -1. All columns have the same length."""
         length = len(index)
-        used = np.unique(index)
-        if len(used) == 1 and used[0] >= 0:
-            return columns[int(used[0])]
+        if length and index[0] >= 0 and (index == index[0]).all():
+            return columns[int(index[0])]
         kinds = dict.fromkeys(kind for column in columns for kind in column.planes)
-        chosen = pa.array(index, mask=index < 0)
+        nowhere = index < 0
+        chosen = pa.array(index, mask=nowhere)
         planes: dict[Kind, Plane] = {}
-        at = np.where(index < 0, -1, index * length + np.arange(length))
         for kind in kinds:
+            if kind in ARROW_TYPES and kind is not Kind.DATE:
+                planes[kind] = pc.choose(chosen, *(column.plane(kind) for column in columns))
+                continue
+            at = np.where(nowhere, -1, index * length + np.arange(length))
             if kind is Kind.DATE:
                 dates = pa.concat_arrays([column.arrow(kind) for column in columns])
-                planes[kind] = dates.take(pa.array(at, mask=at < 0))
-            elif kind in ARROW_TYPES:
-                planes[kind] = pc.choose(chosen, *(column.plane(kind) for column in columns))
+                planes[kind] = dates.take(pa.array(at, mask=nowhere))
             else:
                 planes[kind] = Items.concat([column.trees(kind) for column in columns]).take(at)
         return cls(length, planes)
@@ -551,12 +561,12 @@ class Items:
 
     def written(self, texts: Texts) -> Texts:
         """The JSON of each row when that of its items is `texts`, null for null."""
-        texts = pc.coalesce(texts, "null")
+        texts = pc.coalesce(texts, scalar("null"))
         if self.keys is not None:
-            texts = pc.binary_join_element_wise(_quote(self.keys), texts, ":")
+            texts = pc.binary_join_element_wise(_quote(self.keys), texts, scalar(":"))
         lists = pa.ListArray.from_arrays(pa.array(self.offsets, pa.int32()), texts)
         opening, closing = ("[", "]") if self.keys is None else ("{", "}")
-        joined = pc.binary_join_element_wise(opening, pc.binary_join(lists, ","), closing, "")
+        joined = pc.binary_join_element_wise(opening, pc.binary_join(lists, ","), closing, scalar(""))
         return _where(joined, self.valid)
 
     @property
@@ -706,7 +716,7 @@ def _write_scalars(kind: Kind, plane: Plane) -> Texts:
     texts = pc.cast(plane, pa.string())
     if kind is Kind.DECIMAL:
         bare = pc.match_substring_regex(texts, "^-?[0-9]+$")
-        texts = pc.if_else(bare, pc.binary_join_element_wise(texts, ".0", ""), texts)
+        texts = pc.if_else(bare, pc.binary_join_element_wise(texts, scalar(".0"), scalar("")), texts)
     return texts
 
 
@@ -728,7 +738,7 @@ def _quote(texts: Texts) -> Texts:
         if pc.any(pc.match_substring_regex(texts, r"[\x00-\x1f]")).as_py():
             for control, escape in _CONTROLS.items():
                 texts = pc.replace_substring(texts, control, escape)
-    return pc.binary_join_element_wise('"', texts, '"', "")
+    return pc.binary_join_element_wise(scalar('"'), texts, scalar('"'), scalar(""))
 
 
 def all_of(masks: Iterable[Mask], length: int) -> Mask:

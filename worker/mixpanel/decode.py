@@ -76,6 +76,8 @@ STREAM_ROWS = 32_768
 READ_BYTES = 1 << 20
 LOOK_BYTES = 1 << 15
 """So few bytes of usual events have not as many objects as one line may have, which spares a look at each line."""
+LOOKED_AT_BYTES = 3
+"""So many bytes of a key leave few places where it does not stand; each costs a look at all bytes."""
 SCAN_BYTES = 1 << 17
 """What is scanned at once stays, with all that is made of it, in the processor's cache."""
 
@@ -1019,37 +1021,47 @@ def _with_numbers_as_written(
 
 def _values_of(lines: _Lines, rows: NDArray[np.int64], name: str) -> NDArray[np.int64]:
     """Where the value of `"name":` starts in each of these lines; -1 where that does not stand in it just once."""
-    needle = f'"{name}":'.encode()
-    word = needle[-8:]
-    code, mask = np.uint64(_word(word.rjust(8, b"\0"))), np.uint64(_word((b"\xff" * len(word)).rjust(8, b"\0")))
+    needle = np.frombuffer(f'"{name}":'.encode(), dtype=np.uint8)
     starts = np.full(len(rows), -1, dtype=np.int64)
     times = np.zeros(len(rows), dtype=np.int64)
-    gap = len(needle)
     data = lines.bytes
+    row_starts, row_ends = lines.starts[rows], lines.ends[rows]
+    places = _rare_places(needle, data[:SCAN_BYTES])
     begin = 0
     while begin < len(rows):
         # the wanted lines that lie within one piece; what lies between them is scanned too
-        base = max(int(lines.starts[rows[begin]]) - 8, 0)
-        end = max(int(np.searchsorted(lines.ends[rows], base + SCAN_BYTES)), begin + 1)
-        piece = data[base : int(lines.ends[rows[end - 1]])]
-        if len(piece) < 8:
-            # no event: these are the wrong lines, for DuckDB skipped one that is blank
-            begin = end
-            continue
-        words = np.lib.stride_tricks.as_strided(piece[:8].view("<u8"), (len(piece) - 7,), (1,))
-        at = np.flatnonzero((words & mask) == code) + base + 8
-        row = np.searchsorted(lines.ends[rows[begin:end]], at) + begin
-        inside = (row < end) & (at - gap >= lines.starts[rows[np.minimum(row, end - 1)]])
+        base = int(row_starts[begin])
+        end = max(int(np.searchsorted(row_ends, base + SCAN_BYTES)), begin + 1)
+        at = _occurrences(data[base : int(row_ends[end - 1])], needle, places) + base
+        row = np.searchsorted(row_ends[begin:end], at)
+        inside = at >= row_starts[begin + row]
         at, row = at[inside], row[inside]
-        if gap > len(word) and len(at):
-            head = data[(at - gap)[:, None] + np.arange(gap - len(word))]
-            whole = (head == np.frombuffer(needle[: -len(word)], dtype=np.uint8)).all(axis=1)
-            at, row = at[whole], row[whole]
-        np.add.at(times, row, 1)
-        starts[row] = at
+        times[begin:end] = np.bincount(row, minlength=end - begin)
+        starts[begin + row] = at + len(needle)
         begin = end
     starts[times != 1] = -1
     return starts
+
+
+def _rare_places(needle: NDArray[np.uint8], sample: NDArray[np.uint8]) -> list[int]:
+    """The places of the needle whose bytes are rare, each byte once: they tell best where it may stand."""
+    counts = np.bincount(sample, minlength=256)[needle]
+    first = np.unique(needle, return_index=True)[1]
+    rare: list[int] = first[np.argsort(counts[first], kind="stable")][:LOOKED_AT_BYTES].tolist()
+    return rare
+
+
+def _occurrences(data: NDArray[np.uint8], needle: NDArray[np.uint8], places: Sequence[int]) -> NDArray[np.int64]:
+    """Where the needle starts, ascending; `places` are looked at in it first."""
+    count = len(data) - len(needle) + 1
+    if count <= 0:
+        return np.zeros(0, dtype=np.int64)
+    there = data[places[0] : places[0] + count] == needle[places[0]]
+    for place in places[1:]:
+        there &= data[place : place + count] == needle[place]
+    at = np.flatnonzero(there)
+    whole: NDArray[np.bool_] = (data[at[:, None] + np.arange(len(needle))] == needle).all(axis=1)
+    return at[whole]
 
 
 def _same_bytes(data: NDArray[np.uint8], starts: NDArray[np.int64], texts: pa.StringArray) -> NDArray[np.bool_]:
@@ -1151,10 +1163,6 @@ def _count(data: NDArray[np.uint8], value: int) -> int:
     return sum(
         int(np.count_nonzero(data[start : start + SCAN_BYTES] == value)) for start in range(0, len(data), SCAN_BYTES)
     )
-
-
-def _word(eight: bytes) -> int:
-    return int.from_bytes(eight, "little")
 
 
 def _literal(text: str) -> str:

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from worker.mapping.arrow import NULL, is_null
+from worker.mapping.arrow import NULL, is_null, scalar
 from worker.mapping.conversions import conversion_to
 from worker.mapping.values import KIND_NAMES, Items, Kind, Values, all_of, numbers_of
 
@@ -242,7 +242,7 @@ class Call:
         if Kind.STRING in values.present:
             whole, broken = numbers_of(pc.ascii_trim_whitespace(values.arrow(Kind.STRING)))
             result, decimals = pc.coalesce(result, whole), pc.coalesce(decimals, broken)
-        fits = pc.and_(pc.equal(decimals, pc.floor(decimals)), pc.less(pc.abs(decimals), 2.0**63))
+        fits = pc.and_(pc.equal(decimals, pc.floor(decimals)), pc.less(pc.abs(decimals), scalar(2.0**63)))
         result = pc.coalesce(result, pc.cast(pc.if_else(fits, decimals, NULL), pa.int64()))
         self._fail_kinds(values, ~values.is_null() & is_null(result), name, "an integer")
         return result

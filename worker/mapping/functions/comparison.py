@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from worker.mapping.arrow import NULL
+from worker.mapping.arrow import NULL, scalar
 from worker.mapping.functions.base import booleans_of, present
 from worker.mapping.functions.dates import read_dates
 from worker.mapping.values import Items, Kind, Values, numbers_of
@@ -149,7 +149,9 @@ def _in_order_of_keys(items: Items) -> Items:
 
 
 def _is_not_zero(values: Values) -> Mask:
-    return holds(pc.not_equal(values.arrow(Kind.INTEGER), 0)) | holds(pc.not_equal(values.arrow(Kind.DECIMAL), 0.0))
+    return holds(pc.not_equal(values.arrow(Kind.INTEGER), scalar(0))) | holds(
+        pc.not_equal(values.arrow(Kind.DECIMAL), scalar(0.0))
+    )
 
 
 def _equal_booleans(left: Values, right: Values) -> Mask:
@@ -201,12 +203,12 @@ def _compare_planes(left: tuple[Integers, Decimals], right: tuple[Integers, Deci
 def _compare_exactly(integers: Integers, decimals: Decimals) -> tuple[Signs, Mask]:
     """Integers with decimals; as decimals, large integers would lose their last digits."""
     below = pc.floor(decimals)
-    fits = pc.and_(pc.greater_equal(below, -(2.0**63)), pc.less(below, 2.0**63))
-    floors = pc.cast(pc.if_else(fits, below, 0.0), pa.int64())
+    fits = pc.and_(pc.greater_equal(below, scalar(-(2.0**63))), pc.less(below, scalar(2.0**63)))
+    floors = pc.cast(pc.if_else(fits, below, scalar(0.0)), pa.int64())
     signs, comparable = _signs(integers, floors)
     signs[(signs == 0) & holds(pc.greater(decimals, below))] = -1
-    signs[holds(pc.greater_equal(decimals, 2.0**63))] = -1
-    signs[holds(pc.less(decimals, -(2.0**63)))] = 1
+    signs[holds(pc.greater_equal(decimals, scalar(2.0**63)))] = -1
+    signs[holds(pc.less(decimals, scalar(-(2.0**63))))] = 1
     return signs, comparable & present(decimals)
 
 

@@ -66,6 +66,18 @@ DEFAULT_FORMATS = (
 """The formats of dates that Data Prep lists, in its order."""
 
 
+SAID_TO = {
+    "yyyy-MM-dd'T'HH:mm:ss.SSSX": 1000,
+    "yyyy-MM-dd'T'HH:mm:ss.SSS'Z'": 1000,
+    "yyyy-MM-dd'T'HH:mm:ssX": MICROSECONDS,
+    "yyyy-MM-dd'T'HH:mm:ss'Z'": MICROSECONDS,
+    "yyyy-MM-dd HH:mm:ss.SSS": 1000,
+    "yyyy-MM-dd HH:mm:ss": MICROSECONDS,
+    "yyyy-MM-dd": DAY * MICROSECONDS,
+}
+"""Formats of which the default formats read again, to so many microseconds, what they wrote of a date in UTC."""
+
+
 def _iso(between: str) -> Pattern:
     """ISO 8601 with less or more than the formats of the list have: no seconds, any fraction, an offset or zone."""
     zone = Section((Section((Literal(" "),)), Place("VV")))
@@ -135,6 +147,8 @@ def dates_of(call: Call, values: Values, name: str) -> Dates:
         call.fail(values.has(kind), f"{name} is {KIND_NAMES[kind]}, not a date")
     if Kind.STRING not in values.present:
         return values.arrow(Kind.DATE)
+    if values.said is not None:
+        return values.said()
     read = read_dates(values.arrow(Kind.STRING))
     call.fail(values.has(Kind.STRING) & ~present(read), f"{name} is a string that does not make a date")
     return read if Kind.DATE not in values.present else pc.coalesce(values.arrow(Kind.DATE), read)
@@ -309,7 +323,17 @@ def dformat(call: Call, milliseconds: Values, pattern: Values) -> Values:
     near = np.abs(numbers // 1000) < 1 << 40
     instants = np.where(near, numbers, np.int64(2**53)) * 1000
     dates = _shown(call, instants, np.zeros(call.rows, dtype=np.int32), there, "TIMESTAMP")
-    return _written(call, _moments(dates.arrow(Kind.DATE)), call.texts(pattern, "FORMAT"))
+    moments, formats = _moments(dates.arrow(Kind.DATE)), call.texts(pattern, "FORMAT")
+    written = _written(call, moments, formats)
+    unit = SAID_TO.get(formats[0].as_py()) if pattern.constant and call.rows else None
+    if unit is None:
+        return written
+
+    def said() -> Dates:
+        instants = moments.instants // unit * unit
+        return Values.dates(instants, moments.offsets, moments.valid).arrow(Kind.DATE)
+
+    return Values(written.length, written.planes, said=said)
 
 
 def _written(call: Call, moments: Moments, formats: Texts) -> Values:

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from worker.mapping.arrow import scalar
 from worker.mapping.functions.base import MAX_ITEMS, Example, Parameter, function, side_by_side, spread
 from worker.mapping.values import KIND_NAMES, Items, Kind, Values, all_of
 
@@ -44,7 +45,7 @@ _TOO_MANY = f"the array would have more than {MAX_ITEMS} items"
 def is_empty(_: Call, values: Values) -> Values:
     found = values.is_null()
     if Kind.STRING in values.present:
-        found |= np.asarray(pc.equal(values.arrow(Kind.STRING), "").fill_null(False))  # noqa: FBT003 - pyarrow's own
+        found |= np.asarray(pc.equal(values.arrow(Kind.STRING), scalar("")).fill_null(False))  # noqa: FBT003 - pyarrow's own
     for kind in values.present & {Kind.ARRAY, Kind.OBJECT}:
         found |= values.has(kind) & (values.trees(kind).lengths == 0)
     return Values.of(pa.array(found))
@@ -226,7 +227,7 @@ def _read_pairs(call: Call, texts: Texts, value_delimiter: Values | None, field_
         pairs = Items.of_list_array(pc.split_pattern(fields.values.arrow(Kind.STRING), between, max_splits=1))
         keys, values = (_trimmed(pairs, place) for place in (0, 1))
         alone = np.asarray(values.is_null())
-        blank = alone & np.asarray(pc.equal(keys, ""))
+        blank = alone & np.asarray(pc.equal(keys, scalar("")))
         unpaired = np.zeros(call.rows, dtype=bool)
         unpaired[rows[fields.rows[alone & ~blank]]] = True
         call.fail(unpaired, "STRING has a field without VALUE_DELIMITER")
@@ -250,7 +251,7 @@ def _delimiters(call: Call, values: Values | None, name: str, default: str) -> T
     if values is None:
         return pa.repeat(pa.scalar(default), call.rows)
     texts = call.texts(values, name)
-    return pc.if_else(pc.equal(texts, "").fill_null(True), default, texts)  # noqa: FBT003 - pyarrow's own
+    return pc.if_else(pc.equal(texts, scalar("")).fill_null(True), default, texts)  # noqa: FBT003 - pyarrow's own
 
 
 def _trimmed(pairs: Items, place: int) -> Texts:

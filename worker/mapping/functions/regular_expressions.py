@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
+from worker.mapping.arrow import scalar
 from worker.mapping.functions.base import Example, Parameter, cut, function, laid_out, present, spread
 from worker.mapping.values import Items, Values
 
@@ -48,7 +49,7 @@ def by_pattern(call: Call, texts: Texts, patterns: Texts, name: str, work: Calla
         texts_here = texts if len(rows) == call.rows else texts.take(pa.array(rows))
         try:
             # on its own first: what is put around it could close parentheses that it lacks
-            pc.match_substring_regex("", pattern)
+            pc.match_substring_regex(scalar(""), pattern)
             parts.append((rows, work(texts_here, pattern)))
         except pa.ArrowInvalid as error:
             failed = np.zeros(call.rows, dtype=bool)

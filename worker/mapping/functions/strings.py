@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from worker.mapping.arrow import NULL
+from worker.mapping.arrow import NULL, scalar
 from worker.mapping.functions.base import (
     MAX_TEXT_CHARACTERS,
     TOO_LONG,
@@ -97,7 +97,7 @@ def _counts(call: Call, values: Values, name: str, *, least: int = 0) -> tuple[P
 def concat(call: Call, *strings: Values) -> Values:
     texts = [call.texts(string, "STRING") for string in strings]
     call.check_room(sum(int(text.nbytes) for text in texts))
-    return Values.of(call.short(pc.binary_join_element_wise(*texts, "")))
+    return Values.of(call.short(pc.binary_join_element_wise(*texts, scalar(""))))
 
 
 @function(
@@ -181,8 +181,9 @@ def replacestr(call: Call, given: Values, to_find: Values, to_replace: Values) -
     replacements = call.texts(to_replace, "TO_REPLACE")
     parts = []
     for find, rows in call.by_value(finds):
-        at = pa.array(rows)
-        texts_here, replacements_here = texts.take(at), replacements.take(at)
+        texts_here, replacements_here = texts, replacements
+        if len(rows) < call.rows:
+            texts_here, replacements_here = texts.take(pa.array(rows)), replacements.take(pa.array(rows))
         if not find:
             parts.append((rows, Values.of(texts_here)))
             continue
@@ -280,7 +281,7 @@ _PAD_DECISIONS = (
 )
 def lpad(call: Call, given: Values, count: Values, padding: Values) -> Values:
     texts, pads, there = _padding(call, given, count, padding)
-    return Values.of(pc.binary_join_element_wise(pads, texts, "")).where(there)
+    return Values.of(pc.binary_join_element_wise(pads, texts, scalar(""))).where(there)
 
 
 @function(
@@ -294,14 +295,14 @@ def lpad(call: Call, given: Values, count: Values, padding: Values) -> Values:
 )
 def rpad(call: Call, given: Values, count: Values, padding: Values) -> Values:
     texts, pads, there = _padding(call, given, count, padding)
-    return Values.of(pc.binary_join_element_wise(texts, pads, "")).where(there)
+    return Values.of(pc.binary_join_element_wise(texts, pads, scalar(""))).where(there)
 
 
 def _padding(call: Call, given: Values, count: Values, padding: Values) -> tuple[Texts, Texts, Mask]:
     """The strings, what each lacks to its count, and for which rows there is both."""
     texts, counts = call.texts(given, "INPUT"), call.integers(count, "COUNT")
     written = call.texts(padding, "PADDING")
-    fillings = pc.if_else(pc.equal(pc.fill_null(written, ""), ""), " ", pc.fill_null(written, ""))
+    fillings = pc.fill_null(pc.if_else(pc.equal(written, scalar("")), scalar(" "), written), " ")
     lengths = np.asarray(pc.fill_null(pc.utf8_length(texts), 0)).astype(np.int64)
     wanted = np.asarray(pc.fill_null(counts, 0)).astype(np.int64)
     there = present(texts, counts)
@@ -422,7 +423,7 @@ def split(call: Call, given: Values, separator: Values) -> Values:
                 for other in others:
                     texts_here = pc.replace_substring(texts_here, other, one)
                 items = Items.of_list_array(pc.split_pattern(texts_here, one))
-        filled = np.asarray(pc.not_equal(items.values.arrow(Kind.STRING), ""))
+        filled = np.asarray(pc.not_equal(items.values.arrow(Kind.STRING), scalar("")))
         parts.append((rows, Values.items(items if filled.all() else items.select(filled))))
     return call.few(spread(parts, call.rows))
 

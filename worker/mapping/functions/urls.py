@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from worker.mapping.arrow import NULL
+from worker.mapping.arrow import NULL, scalar
 from worker.mapping.functions.base import (
     Example,
     Parameter,
@@ -267,7 +267,7 @@ def get_url_query_str(call: Call, url: Values, anchor: Values) -> Values:
     query = np.minimum(parts.path_end + 1, parts.anchor)
     lists = pc.split_pattern(parts.text(query, parts.anchor, known), "&")
     pairs = Items.of_list_array(lists)
-    pairs = pairs.select(np.asarray(pc.not_equal(pairs.values.arrow(Kind.STRING), "")))
+    pairs = pairs.select(np.asarray(pc.not_equal(pairs.values.arrow(Kind.STRING), scalar(""))))
     data, offsets = laid_out(pairs.values.arrow(Kind.STRING))
     everywhere = np.ones(len(pairs.values), dtype=bool)
     equals = _first(data, b"=", offsets[:-1], offsets[1:])
@@ -275,13 +275,13 @@ def get_url_query_str(call: Call, url: Values, anchor: Values) -> Values:
     values = cut(data, np.minimum(equals + 1, offsets[1:]), offsets[1:], everywhere)
 
     anchored = (parts.anchor + 1 < parts.ends) & parts.valid & known
-    retaining = anchored & np.asarray(pc.fill_null(pc.equal(modes, "retain"), fill_value=False))
+    retaining = anchored & np.asarray(pc.fill_null(pc.equal(modes, scalar("retain")), fill_value=False))
     if retaining.any():
         last = pairs.places == pairs.lengths[pairs.rows] - 1
         tails = pc.fill_null(parts.text(parts.anchor, parts.ends, retaining), "").take(pa.array(pairs.rows))
-        values = pc.binary_join_element_wise(values, pc.if_else(pa.array(last), tails, ""), "")
+        values = pc.binary_join_element_wise(values, pc.if_else(pa.array(last), tails, scalar("")), scalar(""))
     members = Items(pairs.offsets, pairs.valid, Values.of(values), names)
-    appending = anchored & np.asarray(pc.fill_null(pc.equal(modes, "append"), fill_value=False))
+    appending = anchored & np.asarray(pc.fill_null(pc.equal(modes, scalar("append")), fill_value=False))
     if appending.any():
         anchors = parts.text(parts.anchor + 1, parts.ends, appending)
         added = Items.of_lengths(
