@@ -487,14 +487,18 @@ class _Careful:
 
 
 class _Lines:
-    """The lines of a block by number, without their `\n`; the last one may have none."""
+    """The lines of a block by number, without their `\n`; the last one may have none.
 
-    def __init__(self, data: bytes) -> None:
+    `newlines`: where they are, if that is known.
+    """
+
+    def __init__(self, data: bytes, newlines: NDArray[np.int64] | None = None) -> None:
         self.bytes = np.frombuffer(data, dtype=np.uint8)
         self._data = data
         self._view = memoryview(data)
+        self._newlines = newlines
         self._open_end = int(self.bytes[-1] != NEWLINE)
-        self._count = _count(self.bytes, NEWLINE) + self._open_end
+        self._count = (_count(self.bytes, NEWLINE) if newlines is None else len(newlines)) + self._open_end
 
     def __len__(self) -> int:
         return self._count
@@ -505,7 +509,7 @@ class _Lines:
     @cached_property
     def ends(self) -> NDArray[np.int64]:
         """For each line the position of its `\n`. Most blocks never need it."""
-        ends = np.flatnonzero(self.bytes == NEWLINE)
+        ends = self._newlines if self._newlines is not None else np.flatnonzero(self.bytes == NEWLINE)
         return np.append(ends, len(self.bytes)) if self._open_end else ends
 
     @cached_property
@@ -552,31 +556,38 @@ class _LineReader:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._line = self._at = 0
+        self._known = [(0, 0)]
+        """Lines, and where they start."""
 
     def lines(self, first: int, count: int) -> _Lines:
         """`count` lines from line `first` on, which is not before the first one of the call before."""
-        while self._line < first:
-            _, size = self._read(first - self._line)
-            self._at += size
+        line, at = max(known for known in self._known if known[0] <= first)
+        while line < first:
+            data, newlines = self._read(at, first - line)
+            if not data:  # there are fewer lines than DuckDB has given rows
+                raise _Refused
+            line, at = line + len(newlines), at + len(data)
+        self._known = [(line, at)]
         parts: list[bytes] = []
-        position, line = self._at, self._line
-        while self._line < first + count:
-            data, size = self._read(first + count - self._line)
-            parts.append(data[:size])
-            self._at += size
-            if len(data) < READ_BYTES:
+        ends = [np.zeros(0, dtype=np.int64)]
+        size = 0
+        while line < first + count:
+            data, newlines = self._read(at + size, first + count - line)
+            if not data:
                 break
-        self._at, self._line = position, line
-        return _Lines(b"".join(parts))
+            parts.append(data)
+            ends.append(newlines + size)
+            line, size = line + len(newlines), size + len(data)
+        if line == first + count:
+            self._known.append((line, at + size))
+        return _Lines(b"".join(parts), np.concatenate(ends))
 
-    def _read(self, lines: int) -> tuple[bytes, int]:
-        """Some bytes, and how many of them belong to the next `lines` lines."""
-        self._file.seek(self._at)
+    def _read(self, at: int, lines: int) -> tuple[bytes, NDArray[np.int64]]:
+        """Some bytes of the next `lines` lines, and where in these lines end."""
+        self._file.seek(at)
         data = self._file.read(READ_BYTES)
-        ends = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == NEWLINE)
-        self._line += min(len(ends), lines)
-        return data, len(data) if len(ends) < lines else int(ends[lines - 1]) + 1
+        newlines = np.flatnonzero(np.frombuffer(data, dtype=np.uint8) == NEWLINE)[:lines]
+        return (data if len(newlines) < lines else data[: int(newlines[-1]) + 1]), newlines
 
 
 class _BlockFile:
