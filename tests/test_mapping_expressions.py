@@ -406,6 +406,59 @@ def test_a_required_field_that_ends_null_rejects_the_row_and_says_why() -> None:
     assert REJECT_CODE.startswith("INGEST-")
 
 
+ITEM = of(sku=STRING, price=NUMBER, maker=of(name=STRING, city=STRING) | {"required": ["name"]}) | {"required": ["sku"]}
+BY_KEY = {"type": "object", "additionalProperties": ITEM}
+
+
+@pytest.mark.parametrize("kind", ["ATTRIBUTE", "EXPRESSION"])
+def test_what_elements_must_have_rejects_the_row(kind: str) -> None:
+    schema = of(cart=of(items=array(ITEM)), by=BY_KEY, one=ITEM, two=array(array(ITEM)))
+    sources = {"cart.items": "data.items", "by": "data.by", "one": "data.one", "two": "data.two"}
+    whole, lacking, no_maker = {"sku": "a"}, {"price": 1}, {"sku": "a", "maker": {"city": "Oslo"}}
+    result = Result(
+        mapper_of(sources, schema, kind),
+        [
+            {},
+            {"items": [], "by": {}, "two": [[], [whole]]},
+            {"items": [whole, None, {**whole, "maker": None}], "by": {"x": whole, "y": None}, "one": whole},
+            {"items": [whole, lacking]},
+            {"items": None, "by": {"x": whole, "y": lacking}},
+            {"one": lacking},
+            {"items": [whole, no_maker]},
+            {"two": [[whole], [whole, lacking]]},
+            {"items": [whole], "two": [None, []]},
+        ],
+    )
+    assert result.rejected == {
+        3: "The required field cart.items[*].sku is missing or null.",
+        4: "The required field by[*].sku is missing or null.",
+        5: "The required field one.sku is missing or null.",
+        6: "The required field cart.items[*].maker.name is missing or null.",
+        7: "The required field two[*][*].sku is missing or null.",
+    }
+
+
+def test_what_mapped_elements_must_have() -> None:
+    schema = of(items=array(ITEM), first=array(ITEM))
+    sources = {"items[*].sku": "data.items[*].sku", "items[*].price": "data.items[*].price", "first[0].sku": "data.s",
+               "first[0].price": "data.p", "first[1].sku": "data.t"}  # fmt: skip
+    result = Result(
+        mapper_of(sources, schema),
+        [
+            {"items": [{"sku": "a", "price": 1}, {"sku": "b"}], "s": "x"},
+            {"items": [{"sku": "a"}, {"price": 2}]},
+            {"p": 5, "t": "y"},
+            {"t": "y"},
+        ],
+    )
+    assert result.rejected == {
+        1: "The required field items[*].sku is missing or null.",
+        2: "The required field first[*].sku is missing or null.",
+    }
+    with pytest.raises(ConfigurationError, match=r"requires fields that no mapping sets: items\[\*\]\.sku\."):
+        mapper_of({"items[*].price": "data.items[*].price"}, schema)
+
+
 PROPERTIES = st.recursive(
     st.none()
     | st.booleans()

@@ -24,7 +24,7 @@ from worker.mapping.mapping_set import SourceType
 from worker.mapping.sources import names_of
 from worker.mapping.targets import to_column
 from worker.mapping.values import Kind, Values
-from worker.mapping.xdm import DATE_TIME, EVERY, written
+from worker.mapping.xdm import DATE_TIME, EVERY, Needs, never_set, written
 from worker.model import Issue
 
 if TYPE_CHECKING:
@@ -144,7 +144,12 @@ class Mapper:
     """
 
     def __init__(
-        self, paths: tuple[SourcePath, ...], kinds_of: frozenset[SourcePath], columns: tuple[_Column, ...], notes: str
+        self,
+        paths: tuple[SourcePath, ...],
+        kinds_of: frozenset[SourcePath],
+        columns: tuple[_Column, ...],
+        notes: str,
+        needs: dict[tuple[str, ...], Needs],
     ) -> None:
         self.paths = paths
         self.kinds_of = kinds_of
@@ -158,6 +163,7 @@ class Mapper:
         self._groups = _groups_of(expressions) if expressions else {}
         self._tree = _tree_of(columns)
         self.schema = pa.schema(_fields(self._tree, columns))
+        self._needs = {path: _possible(needs[path], _type_within(self.schema, path), path) for path in needs}
 
     def map(
         self,
@@ -188,7 +194,8 @@ class Mapper:
             else:
                 assert convert is not None
                 leafs.append(_converted(column, _first_not_null([texts[index] for index in column.sources]), convert))
-        rejected, reasons = self._rejects(rows, leafs)
+        arrays = _arrays(self._tree, [leaf.values for leaf in leafs], self.schema, rows)
+        rejected, reasons = self._rejects(rows, leafs, arrays)
         warnings = []
         for column, leaf in zip(self._columns, leafs, strict=True):
             for reason, mask, sample in leaf.problems:
@@ -196,7 +203,6 @@ class Mapper:
                 if len(kept := np.flatnonzero(mask)):
                     message = f"{column}: {reason}; the field is null."
                     warnings.append(Issue(WARNING_CODE, message, len(kept), sample(int(kept[0]))[:SAMPLE_CHARACTERS]))
-        arrays = _arrays(self._tree, [leaf.values for leaf in leafs], self.schema, rows)
         return Mapped(pa.RecordBatch.from_arrays(arrays, schema=self.schema), tuple(warnings), rejected, reasons)
 
     def map_parts(
@@ -218,7 +224,9 @@ class Mapper:
             halved = [None if kind is None else kind[half] for kind in kinds]
             yield from self.map_parts([text[half] for text in texts], halved, context)
 
-    def _rejects(self, rows: int, leafs: Sequence[_Leaf]) -> tuple[NDArray[np.int64], list[str]]:
+    def _rejects(
+        self, rows: int, leafs: Sequence[_Leaf], arrays: Sequence[Plane]
+    ) -> tuple[NDArray[np.int64], list[str]]:
         """Rows without a required field, and for each row the first such field."""
         masks: list[NDArray[np.bool_]] = []
         texts: list[str] = []
@@ -234,6 +242,13 @@ class Mapper:
                 texts.append(f"The required field {column} is null: {reason}.")
             masks.append(missing)
             texts.append(f"The required field {column} is missing or null.")
+        for path, needs in self._needs.items():
+            values: Any = arrays[self.schema.get_field_index(path[0])]
+            if path[1:]:
+                values = pc.struct_field(values, list(path[1:]))
+            for lacking, mask in _lacking(values, needs, path):
+                masks.append(mask)
+                texts.append(f"The required field {written(lacking)} is missing or null.")
         if not masks:
             return np.empty(0, dtype=np.int64), []
         table = np.stack(masks)
@@ -247,6 +262,50 @@ class Mapper:
             if column.destination[: len(scope)] == scope:
                 present |= leaf.values.valid if isinstance(leaf.values, _Elements) else ~is_null(leaf.values)
         return present
+
+
+def _type_within(schema: pa.Schema, path: tuple[str, ...]) -> Any:  # noqa: ANN401 - a nested type
+    data_type: Any = schema.field(path[0]).type
+    for name in path[1:]:
+        data_type = data_type.field(name).type
+    return data_type
+
+
+def _possible(needs: Needs, data_type: Any, path: Destination) -> Needs:  # noqa: ANN401 - a nested type
+    """The needs within the fields that there are. Raises ConfigurationError for needed fields that no mapping sets."""
+    if pa.types.is_list(data_type) or pa.types.is_map(data_type):
+        inner = data_type.value_type if pa.types.is_list(data_type) else data_type.item_type
+        return Needs((), {EVERY: _possible(needs.within[EVERY], inner, (*path, EVERY))})
+    names = {data_type.field(number).name for number in range(data_type.num_fields)}
+    missing = [written((*path, name)) for name in needs.fields if name not in names]
+    if missing:
+        raise never_set(missing)
+    within = {
+        name: _possible(inner, data_type.field(name).type, (*path, name))
+        for name, inner in needs.within.items()
+        if name in names
+    }
+    return Needs(needs.fields, within)
+
+
+def _lacking(values: Any, needs: Needs, path: Destination) -> Iterator[tuple[Destination, Mask]]:  # noqa: ANN401 - a nested Arrow array
+    """The required fields that some rows lack within these objects, arrays or maps, and which rows."""
+    if pa.types.is_map(values.type):
+        values = pa.ListArray.from_arrays(values.offsets, values.items)
+    if pa.types.is_list(values.type):
+        rows = np.repeat(np.arange(len(values)), np.asarray(pc.fill_null(pc.list_value_length(values), 0)))
+        for below, mask in _lacking(values.flatten(), needs.within[EVERY], (*path, EVERY)):
+            of_rows = np.zeros(len(values), dtype=bool)
+            of_rows[rows[mask]] = True
+            yield below, of_rows
+        return
+    there = ~is_null(values)
+    for name in needs.fields:
+        mask = there & is_null(pc.struct_field(values, [name]))
+        if mask.any():
+            yield (*path, name), mask
+    for field_name, inner in needs.within.items():
+        yield from _lacking(pc.struct_field(values, [field_name]), inner, (*path, field_name))
 
 
 def _converted(column: _Column, source: pa.StringArray, convert: Callable[[pa.StringArray], Plane]) -> _Leaf:
@@ -327,6 +386,12 @@ def compile_mapper(mapping_set: MappingSet, schema: XdmSchema | None) -> Mapper:
     positions = {path: position for position, path in enumerate(paths)}
     fields = [_before_elements(mapping.destination) for mapping in mapping_set.mappings]
     required: dict[Any, Destination] = dict(schema.requirements(fields)) if schema else {}
+    nested = dict.fromkeys(
+        path
+        for path, mapping, data_type in zip(fields, mapping_set.mappings, data_types, strict=True)
+        if len(path) < len(mapping.destination) or pa.types.is_nested(data_type)
+    )
+    needs = {path: needed for path in nested if schema and (needed := schema.needs_at(path)) is not None}
     columns = []
     for mapping, data_type, expression in zip(mapping_set.mappings, data_types, expressions, strict=True):
         columns.append(
@@ -339,7 +404,7 @@ def compile_mapper(mapping_set: MappingSet, schema: XdmSchema | None) -> Mapper:
                 expression=expression,
             )
         )
-    return Mapper(paths, kinds_of, tuple(columns), SCHEMA_RULE if schema else TYPE_RULE)
+    return Mapper(paths, kinds_of, tuple(columns), SCHEMA_RULE if schema else TYPE_RULE, needs)
 
 
 def _groups_of(expressions: Sequence[Expression]) -> dict[int, int]:
@@ -349,7 +414,7 @@ def _groups_of(expressions: Sequence[Expression]) -> dict[int, int]:
 
 
 def _before_elements(destination: Destination) -> tuple[str, ...]:
-    """The names up to the first element of an array: what is required of elements is not looked at."""
+    """The names up to the first element of an array."""
     return tuple(takewhile(lambda step: isinstance(step, str), destination))  # type: ignore[arg-type]  # they are str
 
 

@@ -21,6 +21,7 @@ file holds; such a value does not fit. (XDM, "XDM field type constraints": JSON 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -58,6 +59,17 @@ def written(path: Sequence[str | int]) -> str:
     """A path as it is written: `a.b[0].c`, `a[*].b`."""
     parts = [("[*]" if step == EVERY else f"[{step}]") if isinstance(step, int) else f".{step}" for step in path]
     return "".join(parts).removeprefix(".")
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What an object must have, wherever there is one: `fields`, and what is needed within some of its fields.
+
+    Under EVERY it has what each element of an array, or each value of a map, must have.
+    """
+
+    fields: tuple[str, ...]
+    within: dict[str | int, Needs]
 
 
 class XdmSchema:
@@ -128,13 +140,10 @@ class XdmSchema:
         """
         objects = dict.fromkeys(path[:length] for path in paths for length in range(len(path)))
         beginnings = {path[: length + 1] for path in paths for length in range(len(path))}
-        required = {(*parent, name): parent for parent in objects for name in self._required(parent)}
+        required = {(*parent, name): parent for parent in objects for name in _required(self._node(parent))}
         missing = [".".join(path) for path in required if path not in beginnings]
         if missing:
-            raise ConfigurationError(
-                f"the XDM schema requires fields that no mapping sets: {', '.join(missing)}.",
-                advice="Map something to each of them, or leave them out of `required`.",
-            )
+            raise never_set(missing)
         scopes = {}
         for path in paths:
             if path in required:
@@ -143,6 +152,28 @@ class XdmSchema:
                     scope = required[scope]
                 scopes[path] = scope
         return scopes
+
+    def needs_at(self, path: Sequence[str]) -> Needs | None:
+        """What is required within the field at `path`; None where nothing is."""
+        return self._needs(self._node(path), written(path))
+
+    def _needs(self, node: list[dict[str, Any]], where: str) -> Needs | None:
+        """To be asked of what has a type, which has an end."""
+        within: dict[str | int, Needs] = {}
+        fields: tuple[str, ...] = ()
+        names = _names(node)
+        inner = _keyword(node, "additionalProperties")
+        if _keyword(node, "items") is not None:
+            if (needs := self._needs(self._items(node, where), where)) is not None:
+                within[EVERY] = needs
+        elif names:
+            fields = tuple(dict.fromkeys(_required(node)))
+            for name, raws in names.items():
+                if (needs := self._needs(self._expanded(raws), f"{where}.{name}")) is not None:
+                    within[name] = needs
+        elif isinstance(inner, dict) and (needs := self._needs(self._expand(inner), where)) is not None:
+            within[EVERY] = needs
+        return Needs(fields, within) if fields or within else None
 
     def _items(self, node: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
         items = _keyword(node, "items")
@@ -171,9 +202,6 @@ class XdmSchema:
 
     def _expanded(self, raws: list[object]) -> list[dict[str, Any]]:
         return [part for raw in raws for part in self._expand(raw)]
-
-    def _required(self, path: Sequence[str]) -> list[str]:
-        return list(dict.fromkeys(name for part in self._node(path) for name in part.get("required", ())))
 
     def _expand(self, raw: Any, references: tuple[str, ...] = ()) -> list[dict[str, Any]]:  # noqa: ANN401 - foreign JSON
         """The schema object itself and everything that its `allOf` and `$ref` add to it."""
@@ -207,6 +235,14 @@ class XdmSchema:
         return target
 
 
+def never_set(fields: Sequence[str]) -> ConfigurationError:
+    """The error for required fields that would be missing in every row."""
+    return ConfigurationError(
+        f"the XDM schema requires fields that no mapping sets: {', '.join(fields)}.",
+        advice="Map something to each of them, or leave them out of `required`.",
+    )
+
+
 def _names(node: list[dict[str, Any]]) -> dict[str, list[object]]:
     """The fields of an object, each with all schema objects that speak of it."""
     names: dict[str, list[object]] = {}
@@ -214,6 +250,10 @@ def _names(node: list[dict[str, Any]]) -> dict[str, list[object]]:
         for name, raw in part.get("properties", {}).items():
             names.setdefault(name, []).append(raw)
     return names
+
+
+def _required(node: list[dict[str, Any]]) -> list[str]:
+    return [name for part in node for name in part.get("required", ())]
 
 
 def _keyword(node: list[dict[str, Any]], key: str) -> object:
