@@ -778,6 +778,22 @@ def test_F030_any_name_can_be_wanted(folder: Path, wanted: list[tuple[str, ...]]
         decoder.close()
 
 
+def test_many_decoders_read_at_once(tmp_path: Path) -> None:
+    """They share one database, and none takes the room of another."""
+    line = json.dumps({"event": "x", "properties": {"city": "y" * 600}}).encode()
+    piece = piece_of(tmp_path, *[line] * 30_000)
+    with contextlib.ExitStack() as stack:
+        streams = []
+        for _ in range(16):
+            decoder = Decoder(WANTED, max_line_bytes=MAX_LINE_BYTES, max_raw_bytes=MAX_RAW_BYTES)
+            stack.callback(decoder.close)
+            streams.append(stack.enter_context(contextlib.closing(decoder.decode_piece(piece))))
+        with patch.object(decode, "STREAM_ROWS", 1000):
+            lines = [next(stream).lines for stream in streams]
+        lines = [count + sum(decoded.lines for decoded in stream) for count, stream in zip(lines, streams, strict=True)]
+    assert lines == [piece.lines] * 16
+
+
 # Paths of which DuckDB reads no two at once
 
 

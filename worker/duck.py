@@ -9,11 +9,13 @@ from functools import cache
 
 import duckdb
 
-MEMORY_LIMIT = "512MB"
-"""For all queries under way together; one that would need more fails, and is asked again for less."""
+SHARE_BYTES = 256 << 20
+"""What all queries together may take, for each cursor that there is. A reader of JSON sets some 50 MiB aside, however
+short its file; a query that would take too much fails, and is asked again for less."""
 
 _opening = threading.Lock()
 _cursors: weakref.WeakSet[duckdb.DuckDBPyConnection] = weakref.WeakSet()
+_shares = 0
 
 
 def cursor() -> duckdb.DuckDBPyConnection:
@@ -21,9 +23,14 @@ def cursor() -> duckdb.DuckDBPyConnection:
 
     To be closed by who asked for it, or left to go with it.
     """
+    global _shares  # noqa: PLW0603 - it is of the one database
     with _opening:
         own = _database().cursor()
         _cursors.add(own)
+        if len(_cursors) > _shares:
+            # it never goes down: what is taken cannot be given back at once
+            _shares = len(_cursors)
+            own.execute(f"set memory_limit = '{_shares * SHARE_BYTES >> 20}MiB'")
     return own
 
 
@@ -33,7 +40,6 @@ def _database() -> duckdb.DuckDBPyConnection:
         ":memory:",
         config={
             "threads": 1,
-            "memory_limit": MEMORY_LIMIT,
             # a file keeps its name and changes its content
             "enable_external_file_cache": False,
             "autoinstall_known_extensions": False,
