@@ -168,6 +168,8 @@ class Worker:
             raise
         finally:
             assert not list(self.settings.spool.iterdir())
+            files = self._pipeline._files
+            assert files._free.qsize() == len(files._paths)
         receipt = Receipt(FLOW_ID, day, generation, BATCH_ID, "run", MOMENT, MOMENT, staged.tally)
         staged.rejects.commit(receipt)
         staged.rows.commit(receipt)

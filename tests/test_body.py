@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import hashlib
 import os
@@ -696,6 +697,24 @@ def test_who_takes_a_piece_gives_its_file_back(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(MemoryError if fails else ExportBrokenError):
         converter(piece, files, converted, Context(datetime(2026, 3, 2, tzinfo=UTC), {}))
     assert files._free.get_nowait() == path
+
+
+async def test_pieces_that_nobody_will_decode_give_their_files_back(
+    tmp_path: Path, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The body proves broken while its pieces wait for a thread; the days after it need their files."""
+    monkeypatch.setattr("worker.mixpanel.body.INFLATE_BYTES", 5_000)
+    monkeypatch.setattr("worker.mixpanel.pieces.FIRST_PIECE_BYTES", 10_000)
+    free = threading.Event()
+    async with Worker(tmp_path, processors=1) as worker:
+        busy = worker._pipeline._pool.submit(free.wait)
+        try:
+            # it looks that all files are given back
+            assert await load_encoded(worker, simulator, tmp_path, member(BODY[:25_000])[:-4]) == "cut_gzip"
+        finally:
+            free.set()
+            await asyncio.wrap_future(busy)
+        assert await load_encoded(worker, simulator, tmp_path, member(BODY)) == NUMBERS
 
 
 @pytest.mark.skipif(not OPEN_FILES.exists(), reason="needs a list of the files that are open")

@@ -99,7 +99,7 @@ async def test_f70_death_at_each_step(tmp_path: Path, days_ahead: int, after: bo
         assert receipts == {day: world.sink.landed("events", flow_of().id, day) for day in TWO}
         world.assert_settled()
     # each day has a step between its commit and the record of it; steps of the next day may lie in between, too
-    assert landed_unrecorded == 2 or (days_ahead and landed_unrecorded > 2)
+    assert landed_unrecorded >= 2 if days_ahead else landed_unrecorded == 2
 
 
 async def test_f70_deaths_one_after_the_other(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.source_side import pieces_of, sample
+from worker import duck
 from worker.mapping.values import Values
 from worker.mixpanel import decode, pieces, spool
 from worker.mixpanel.body import BYTE_ORDER_MARK, Block, OversizedLine, Piece
@@ -792,6 +793,30 @@ def test_many_decoders_read_at_once(tmp_path: Path) -> None:
             lines = [next(stream).lines for stream in streams]
         lines = [count + sum(decoded.lines for decoded in stream) for count, stream in zip(lines, streams, strict=True)]
     assert lines == [piece.lines] * 16
+
+
+def test_a_database_that_cannot_be_used_any_more_is_left() -> None:
+    duck._database().connection.close()
+    decoder = Decoder(WANTED, max_line_bytes=MAX_LINE_BYTES, max_raw_bytes=MAX_RAW_BYTES)
+    assert len(outcomes(decoder, [block(GOOD, BAD)])) == 2
+    decoder.close()
+
+
+def test_a_key_that_stands_everywhere_takes_no_memory() -> None:
+    """Its bytes are looked for one by one first."""
+    name = "#@!" + "k" * 200
+    text = "#@!" * 400_000
+    lines = [json.dumps({"event": "x", "properties": {name: 1.5, "text": text}}).encode()]
+    decoder = Decoder([("properties", name)], max_line_bytes=MAX_LINE_BYTES, max_raw_bytes=MAX_RAW_BYTES)
+    tracemalloc.start()
+    try:
+        decoded = decoder.decode(block(*lines))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        decoder.close()
+    assert decoded.texts[0].to_pylist() == ["1.5"]
+    assert peak < 60 << 20
 
 
 # Paths of which DuckDB reads no two at once

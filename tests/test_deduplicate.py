@@ -6,10 +6,12 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from worker import pipeline
 from worker.mixpanel.deduplicate import RECORD, Deduplicator
 
 if TYPE_CHECKING:
@@ -158,3 +160,27 @@ def test_an_error_leaves_nothing_on_disk(folder: Path) -> None:
         assert list(folder.iterdir())
         raise RuntimeError("stop")
     assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("together", [1, 3, 100])
+def test_what_rows_hold_is_found_in_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int) -> None:
+    monkeypatch.setattr(pipeline, "HASHED_ROWS", together)
+    inner = pa.struct([("name", pa.string()), ("count", pa.int64())])
+    schema = pa.schema([pa.field("row", inner), pa.field("tags", pa.list_(pa.string()))])
+    held = [
+        {"row": {"name": str(number % 7), "count": number % 3}, "tags": ["x"] * (number % 2)} for number in range(21)
+    ]
+    paths, first = [], 0
+    for file, sizes in enumerate([[5, 0, 4], [], [7], [1, 4]]):
+        paths.append(tmp_path / f"rows-{file}")
+        with pipeline._spill(paths[-1], schema) as writer:
+            for size in sizes:
+                writer.write_batch(pa.RecordBatch.from_pylist(held[first : first + size], schema=schema))
+                first += size
+    assert first == len(held)
+    spilled = pipeline._Spilled(paths)
+    every = spilled.contents(np.arange(len(held)))
+    same = {(one, other) for one in range(21) for other in range(21) if held[one] == held[other]}
+    assert {(one, other) for one in range(21) for other in range(21) if every[one] == every[other]} == same
+    for asked in ([], [0], [20], [3, 4, 5, 8, 9, 16], [8, 9, 10, 11, 12, 13, 14, 15, 20]):
+        assert spilled.contents(np.array(asked, dtype=np.int64)).tolist() == every[asked].tolist()

@@ -189,6 +189,7 @@ class Pipeline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
+        self._files.remove()
         self._closing.close()
 
     def _converter_of(self, mapper: Mapper) -> _Converter:
@@ -398,10 +399,13 @@ class _DayWork:
             while under_way:
                 yield self._counted(under_way.popleft()[1].result())
         finally:
+            left = []
             for piece, future in under_way:
-                if future.cancel() and not isinstance(piece, OversizedLine):
+                if not future.cancel():
+                    left.append(future)
+                elif not isinstance(piece, OversizedLine):
                     files.give_back(piece.path)
-            wait([future for _, future in under_way])
+            wait(left)
 
     def _counted(self, piece: _Converted) -> _Converted:
         self._lines += piece.lines

@@ -1071,8 +1071,13 @@ def _occurrences(data: NDArray[np.uint8], needle: NDArray[np.uint8], places: Seq
     for place in places[1:]:
         there &= data[place : place + count] == needle[place]
     at = np.flatnonzero(there)
-    whole: NDArray[np.bool_] = (data[at[:, None] + np.arange(len(needle))] == needle).all(axis=1)
-    return at[whole]
+    found = [np.zeros(0, dtype=np.int64)]
+    # many at once are no usual events, and each takes ten times the needle's length
+    several = max(SCAN_BYTES // len(needle), 1)
+    for begin in range(0, len(at), several):
+        some = at[begin : begin + several]
+        found.append(some[(data[some[:, None] + np.arange(len(needle))] == needle).all(axis=1)])
+    return np.concatenate(found)
 
 
 def _same_bytes(data: NDArray[np.uint8], starts: NDArray[np.int64], texts: pa.StringArray) -> NDArray[np.bool_]:

@@ -6,6 +6,7 @@ that it has already.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import queue
 from typing import TYPE_CHECKING
@@ -42,9 +43,10 @@ class PieceFiles:
         self._free.put(path)
 
     def remove(self) -> None:
-        """Free the disk; to be called while all files are given back. They can be taken again."""
+        """Free the disk, if it lets us; to be called while all files are given back. They can be taken again."""
         for path in self._paths:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def read_pieces(
