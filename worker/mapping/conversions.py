@@ -91,7 +91,7 @@ def _unusual_int64(texts: pa.StringArray) -> Column:
     padding = pc.binary_repeat(scalar("0"), pc.max_element_wise(zeros, scalar(0)))
     digits = pc.ascii_ltrim(pc.binary_join_element_wise(whole, fraction, padding, scalar("")), characters="0")
     is_whole = pc.and_(pc.is_valid(parts), pc.greater_equal(zeros, scalar(0)))
-    fits = pc.and_(is_whole, pc.less_equal(pc.binary_length(digits), _DIGITS_OF_ANY_UINT64))
+    fits = pc.and_(is_whole, pc.less_equal(pc.binary_length(digits), scalar(_DIGITS_OF_ANY_UINT64)))
     digits = pc.binary_join_element_wise(scalar("0"), pc.if_else(fits, digits, scalar("")), scalar(""))
     magnitudes = pc.cast(digits, pa.uint64()).to_numpy()
     negative = pc.equal(sign, scalar("-")).to_numpy(zero_copy_only=False)

@@ -592,7 +592,7 @@ def numbers_of(texts: Texts) -> tuple[Integers, Decimals]:
 
     An integer beyond 64 bits is a decimal.
     """
-    plain = pc.and_(pc.ascii_is_decimal(texts), pc.less_equal(pc.binary_length(texts), _LONGEST_DIGITS))
+    plain = pc.and_(pc.ascii_is_decimal(texts), pc.less_equal(pc.binary_length(texts), scalar(_LONGEST_DIGITS)))
     if pc.all(plain, min_count=0).as_py():
         return pc.cast(texts, pa.int64()), pa.nulls(len(texts), pa.float64())
     whole = pc.match_substring_regex(texts, r"^-?[0-9]{1,18}$")
@@ -605,7 +605,7 @@ def numbers_of(texts: Texts) -> tuple[Integers, Decimals]:
     if pc.any(long).as_py():
         # the few that have 19 digits and fit; Python reads no thousands of digits
         digits = pc.replace_substring_regex(pc.if_else(long, rest, NULL), "^(-?)0+([0-9])", r"\1\2")
-        short = pc.less_equal(pc.binary_length(digits), _LONG_DIGITS)
+        short = pc.less_equal(pc.binary_length(digits), scalar(_LONG_DIGITS))
         long = pc.fill_null(short, fill_value=False)
         exact = [0 if text is None else int(text) for text in pc.if_else(long, digits, NULL).to_pylist()]
         fits = np.array([-(2**63) <= number < 2**63 for number in exact]) & np.asarray(long)
@@ -627,8 +627,8 @@ def _name_of(number: float) -> str:
     return "NaN" if number != number else "-Infinity" if number < 0 else "Infinity"
 
 
-_LONGEST_DIGITS = pa.scalar(18)
-"""Of any integer of 64 bits; made once, as NULL is."""
+_LONGEST_DIGITS = 18
+"""Of any integer of 64 bits."""
 _LONG_DIGITS = 20
 """Of any integer of 64 bits, and a sign; what has more is none."""
 _decimals = conversion_to(pa.float64())

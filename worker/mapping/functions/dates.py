@@ -585,7 +585,7 @@ def make_date_time(call: Call, *arguments: Values) -> Values:
     fitting = np.ones(call.rows, dtype=bool)
     columns: dict[str, Positions] = {}
     for (name, (lowest, highest)), component in zip(_RANGES.items(), components, strict=True):
-        numbers, there = _numbers(call.integers(component, f"{name}"))
+        numbers, there = _numbers(call.integers(component, name))
         fits = (numbers >= lowest) & (numbers <= highest)
         call.fail(there & ~fits, f"{name} is not {lowest} to {highest}")
         columns[name] = np.where(fits, numbers, lowest)

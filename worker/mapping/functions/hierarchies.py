@@ -24,10 +24,10 @@ pc: Any = pyarrow.compute
 OBJECTS = "Hierarchies - Objects"
 ARRAYS = "Hierarchies - Arrays"
 
-# Whether something is there
-
-
 _TOO_MANY = f"the array would have more than {MAX_ITEMS} items"
+
+
+# Whether something is there
 
 
 @function(
